@@ -1,0 +1,168 @@
+"""Draw images from a trained checkpoint: python sample.py "a photo of a dog" --cfg 7.5. The mathematics is in flowclip.py."""
+
+import argparse
+import contextlib
+import math
+import re
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+
+import matplotlib
+import torch
+from einops import rearrange, repeat
+from PIL import Image
+
+import flowclip
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+
+def run_script(main, ways_on):
+    """Run `main`; a mistake, or something that cannot be had, ends in one line on stderr and status 2."""
+    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        hint = f"; ways on: {ways_on}" if isinstance(error, ConnectionError | FileNotFoundError) else ""
+        print(f"{Path(sys.argv[0]).name}: error: {error}{hint}", file=sys.stderr)
+        sys.exit(2)
+
+
+def save_picture(path, images, columns, titles=None, rows=None):
+    """A labelled grid of uint8 images [C, H, W] (None: an empty cell), every pixel a square of whole pixels."""
+    size = images[0].shape[-1]
+    cell, gap = size * max(1, 128 // size), 8
+    left, top = (200 if rows else gap), (34 if titles else gap)
+    width, height = left + columns * (cell + gap), -(-len(images) // columns) * (cell + top) + gap
+    figure = plt.figure(figsize=(width / 100, height / 100), dpi=100)
+    for i, image in enumerate(images):
+        x, y = left + i % columns * (cell + gap), height - (i // columns + 1) * (cell + top)
+        if rows and i % columns == 0:
+            label = textwrap.fill(textwrap.shorten(rows[i // columns], 120, placeholder=" ..."), 26)
+            place = (left - 12) / width, (y + cell / 2) / height
+            figure.text(*place, label, ha="right", va="center", fontsize=9, parse_math=False)
+        if image is not None:
+            axes = figure.add_axes((x / width, y / height, cell / width, cell / height))
+            axes.set_axis_off()
+            axes.imshow(rearrange(image, "c h w -> h w c").cpu(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            label = textwrap.fill(textwrap.shorten(titles[i], 44, placeholder=" ..."), 22) if titles else ""
+            axes.text(0.5, 1.03, label, transform=axes.transAxes, ha="center", va="bottom", fontsize=8, parse_math=False)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+@contextlib.contextmanager
+def record_attention(model, batch):
+    """While it is open, collects A [batch, N, M] of the first `batch` samples, a mean over heads, for every block and step."""
+    maps = []
+
+    def record(attention, inputs):
+        maps.append(attention.attention_weights(*(tensor[:batch] for tensor in inputs)).float().mean(dim=1).cpu())
+
+    handles = [block.cross_attn.register_forward_pre_hook(record) for block in model.blocks]
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def save_attention(path, images, A, tokens, prompts):
+    """A row a prompt: its image, then for each token where it is looked at, as bright as its brightest patch, and its share."""
+    columns, cells, titles = 1 + max(map(len, tokens)), [], []
+    for image, weights, words in zip(images, A, tokens):
+        gray, grid = image.float().mean(dim=0) / 255, math.isqrt(len(weights))
+        heat = repeat(weights, "(h w) m -> m (h p) (w q)", h=grid, p=len(gray) // grid, q=len(gray) // grid)[: len(words)]
+        color = torch.from_numpy(plt.get_cmap("inferno")(heat / heat.amax(dim=(1, 2), keepdim=True))[..., :3])
+        overlay = rearrange((0.35 * gray[..., None] + 0.65 * color) * 255, "m h w c -> m c h w").to(torch.uint8)
+        blank = columns - 1 - len(words)
+        cells += [image, *overlay, *[None] * blank]
+        titles += ["image", *(f"{word}  {share:.0%}" for word, share in zip(words, weights.mean(dim=0))), *[""] * blank]
+    save_picture(path, cells, columns, titles, prompts)
+
+
+def load(path=None, clip_weights=None):
+    """-> (path, model, text encoder, meta) from a checkpoint alone; other text weights than the training's are refused."""
+    found = sorted(Path("runs").glob("*/checkpoint.pt"), key=lambda checkpoint: checkpoint.stat().st_mtime)
+    if not path and not found:
+        raise FileNotFoundError("no checkpoint in runs/*/checkpoint.pt")
+    path, device = path or found[-1], flowclip.get_device()
+    model, meta = flowclip.load_checkpoint(path, device)
+    weights = clip_weights or meta["clip_weights"]
+    encoder = flowclip.CLIPTextEncoder(meta["clip"], weights, device)
+    null = encoder.encode("", return_pooled=True)[1][0].cpu()
+    if not torch.allclose(null, torch.tensor(meta["clip_null"]), rtol=1e-2, atol=1e-2):
+        raise ValueError(f"text weights {weights!r} differ from those that {path} was trained with, {meta['clip_weights']!r}")
+    print(f"{path}: step {meta['step']:,}, text weights {meta['clip']} {weights!r}, on {device}")
+    return path, model, encoder, meta
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description="Draw images of prompts from a trained checkpoint.")
+    add = parser.add_argument
+    add("prompts", nargs="+", metavar="PROMPT", help='for example "a photo of a dog"; "" draws without text')
+    add("--cfg", type=float, nargs="+", default=[7.5], metavar="W", help="guidance scales; several make columns (7.5)")
+    add("--steps", type=int, default=50, help="solver steps (50)")
+    add("--solver", choices=["euler", "heun"], default="euler", help="heun costs two evaluations a step (euler)")
+    add("--n", type=int, default=1, help="images a prompt and scale (1)")
+    add("--seed", type=int, default=0, help="of the noise, the same down each column (0)")
+    add("--checkpoint", type=Path, metavar="PATH", help="default: the newest runs/*/checkpoint.pt")
+    add("--clip-weights", metavar="PATH", help="where the text weights are, if not where training had them")
+    add("--out", type=Path, default=Path("samples.png"), metavar="PATH", help="the labelled grid (samples.png)")
+    add("--attention", type=Path, metavar="PATH", help="also a picture of where each token is looked at")
+    add("--save-dir", type=Path, metavar="DIR", help="also each image alone, at its native size")
+    args = parser.parse_args()
+    if args.n < 1 or args.steps < 1:
+        raise ValueError(f"--n is {args.n} and --steps is {args.steps}, expected at least 1")
+    return args
+
+
+def main():
+    args = parse_args()
+    _, model, encoder, meta = load(args.checkpoint, args.clip_weights)
+    prompts, shape, device = args.prompts, meta["image_shape"], flowclip.get_device()
+    noise = torch.randn(args.n, *shape, generator=torch.Generator().manual_seed(args.seed))
+
+    def draw(prompts, w, noise):
+        with flowclip.autocast(device):
+            x = flowclip.sample_text_conditional(model, encoder, prompts, shape, args.steps, w, noise=noise, solver=args.solver)
+        return [*flowclip.denormalize_images(x).cpu()]
+
+    jobs = [(prompt, w, i) for prompt in prompts for w in args.cfg for i in range(args.n)]  # row by row
+    images = []
+    for part in (jobs[k : k + 128] for k in range(0, len(jobs), 128)):
+        texts, scales, draws = map(list, zip(*part))
+        w = scales[0] if len(set(scales)) == 1 else torch.tensor(scales, device=device)
+        images += draw(texts, w, noise[draws])
+
+    columns = len(args.cfg) * args.n
+    shown = min(columns, 16)  # of a row; --save-dir keeps them all
+    if columns == 1:
+        save_picture(args.out, images, min(5, len(prompts)), titles=prompts)
+    else:
+        titles = [f"w = {w:g}" + (f", draw {i + 1}" if args.n > 1 else "") for _, w, i in jobs[:shown]]
+        cells = [image for row in range(len(prompts)) for image in images[row * columns : row * columns + shown]]
+        save_picture(args.out, cells, shown, titles + [""] * (len(cells) - shown), rows=prompts)
+    print(f"{args.out}: {len(images)} images, {args.steps} {args.solver} steps")
+
+    if args.save_dir:
+        args.save_dir.mkdir(parents=True, exist_ok=True)
+        for number, ((prompt, w, _), image) in enumerate(zip(jobs, images)):
+            slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:60].strip("-")  # whatever the prompt, no path in it
+            pixels = rearrange(image, "c h w -> h w c").numpy().squeeze()
+            Image.fromarray(pixels).save(args.save_dir / f"{number:04d}-{slug}-w{w:g}.png")
+        print(f"{args.save_dir}: {len(images)} images of {shape[2]}x{shape[1]}")
+    if args.attention:
+        with record_attention(model, len(prompts)) as maps:
+            drawn = draw(prompts, args.cfg[0], noise[:1].expand(len(prompts), *shape))
+        tokens = [encoder.tokens(prompt) for prompt in prompts]
+        save_attention(args.attention, drawn, torch.stack(maps).mean(dim=0), tokens, prompts)
+        print(f"{args.attention}: cross-attention, a mean over blocks, heads and steps")
+
+
+if __name__ == "__main__":
+    run_script(main, "--checkpoint PATH, --clip-weights PATH (a local copy), or first python train.py --demo")

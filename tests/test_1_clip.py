@@ -1,0 +1,219 @@
+"""Chapter 1: the CLIP text encoder."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import flowclip
+
+GOLDEN = {
+    "a photo of a cat": [320, 1125, 539, 320, 2368],
+    "a photo of a dog": [320, 1125, 539, 320, 1929],
+    "Hello World!": [3306, 1002, 256],
+    "35mm photography": [274, 276, 2848, 2108],
+    "café über naïve": [15304, 6522, 1516, 1097, 35689, 563],
+    "😀 red car": [7334, 736, 1615],
+    "hello-world, 3.14 (test)": [3306, 268, 1002, 267, 274, 269, 272, 275, 263, 1628, 264],
+}
+prompts = st.text(st.sampled_from("abc !?,é猫0"), max_size=30)
+
+
+def build(*args, **kwargs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return flowclip.CLIPTextEncoder(*args, **kwargs)
+
+
+@pytest.mark.spec("CLIP-1")
+@pytest.mark.parametrize("prompt", GOLDEN)
+def test_golden_tokens(encoder, prompt):
+    ids = encoder.tokenize(prompt)
+    expected = [49406, *GOLDEN[prompt], 49407]
+    assert ids.shape == (1, 77) and ids[0].tolist() == expected + [0] * (77 - len(expected))
+
+
+def test_tokens_are_readable(encoder):
+    assert encoder.tokens("a red car") == ["[BOS]", "a", "red", "car", "[EOS]"]
+    assert encoder.tokens("") == ["[BOS]", "[EOS]"]
+
+
+@pytest.mark.spec("CLIP-2")
+@pytest.mark.parametrize("words", [1, 75, 76, 77, 200])
+def test_long_prompts_are_cut_with_a_warning(encoder, words):
+    prompt = " ".join(["dog"] * words)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ids = encoder.tokenize(prompt)[0]
+    kept = min(words, 75)
+    assert ids[: kept + 2].tolist() == [49406, *[1929] * kept, 49407] and not ids[kept + 2 :].any()
+    assert any("cut at 77" in str(w.message) for w in caught) == (words > 75)
+
+
+@pytest.mark.spec("CLIP-3")
+def test_mask_is_found_by_the_place_of_eos(encoder):
+    prompts = ["", "a cat", "hi!; there", "!==", "a!=b", " ".join(["dog"] * 90)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ids, (_, mask) = encoder.tokenize(prompts), encoder(prompts)
+    assert (ids[2][mask[2]] == 0).any(), "the example must hold a real token of id 0"
+    for row, real in zip(ids.tolist(), mask.tolist()):
+        end = row.index(49407)
+        assert real == [m <= end for m in range(77)]
+    assert mask.dtype == torch.bool and mask[0].sum() == 2 and mask[-1].all()
+
+
+@pytest.mark.spec("CLIP-4")
+def test_shape_dtype_and_final_layernorm(encoder):
+    Z = encoder.encode(["a cat", "two dogs"])
+    assert Z.shape == (2, 77, 512) and Z.dtype == torch.float32
+    norm = encoder.tower.ln_final  # with weight 1 and bias 0, as it starts: each vector has mean 0 and variance 1
+    assert norm.weight.eq(1).all() and norm.bias.eq(0).all()
+    assert Z.mean(-1).abs().max() < 1e-5 and (Z.var(-1, unbiased=False) - 1).abs().max() < 1e-3
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(encoder.encode(["a cat", "two dogs"]), Z)
+
+
+@pytest.mark.spec("CLIP-5")
+def test_a_later_token_never_changes_an_earlier_vector(encoder):
+    a, b = encoder.encode(["a photo of a cat", "a photo of the big dog"])
+    torch.testing.assert_close(a[:4], b[:4])  # BOS a photo of
+    assert (a[4] - b[4]).abs().max() > 0.1
+
+
+@pytest.mark.spec("CLIP-6")
+@given(st.lists(prompts, min_size=2, max_size=4), st.randoms())
+def test_each_prompt_is_encoded_by_itself(encoder, texts, random):
+    order = list(range(len(texts)))
+    random.shuffle(order)
+    Z, Z_permuted = encoder.encode(texts), encoder.encode([texts[i] for i in order])
+    torch.testing.assert_close(Z_permuted, Z[order], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(encoder.encode(texts[0])[0], Z[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.spec("CLIP-7")
+def test_pooled_is_z_at_eos(encoder):
+    texts = ["", "a cat", "hi!; there"]
+    Z, pooled = encoder.encode(texts, return_pooled=True)
+    for i, ids in enumerate(encoder.tokenize(texts).tolist()):
+        assert torch.equal(pooled[i], Z[i, ids.index(49407)])
+
+
+@pytest.mark.spec("CLIP-8")
+def test_null_text_is_bos_eos_and_not_zeros(encoder):
+    Z, mask = encoder("")
+    assert encoder.tokenize("")[0, :3].tolist() == [49406, 49407, 0]
+    assert mask.sum() == 2 and Z[0, :2].abs().amax(-1).min() > 0.1
+
+
+@pytest.mark.spec("CLIP-9")
+def test_frozen(encoder):
+    assert not any(p.requires_grad for p in encoder.parameters())
+    holder = torch.nn.ModuleList([encoder]).train()
+    assert holder.training and not any(module.training for module in encoder.modules())
+    assert not encoder("a cat")[0].requires_grad and not encoder.encode("a cat").requires_grad
+
+
+@pytest.mark.spec("CLIP-10")
+def test_quickgelu(encoder):
+    x = torch.linspace(-3, 3, 7)
+    activation = encoder.tower.transformer.resblocks[0].mlp.gelu
+    torch.testing.assert_close(activation(x), x / (1 + torch.exp(-1.702 * x)))
+    with pytest.raises(ValueError, match="quickgelu"):
+        flowclip.CLIPTextEncoder("ViT-B-32", "openai")
+
+
+@pytest.mark.spec("CLIP-11")
+@pytest.mark.parametrize("kind", ["tower.pt", "clip.pt", "custom.safetensors"])
+def test_weights_by_path_give_the_same_vectors(encoder, tmp_path, kind):
+    from safetensors.torch import save_file
+
+    state = {name: tensor + 0.01 * torch.randn_like(tensor) for name, tensor in encoder.tower.state_dict().items()}
+    vision = {"visual.conv1.weight": torch.zeros(2), "logit_scale": torch.zeros(())}
+    path = tmp_path / kind
+    if kind == "tower.pt":
+        torch.save(state, path)
+    elif kind == "clip.pt":
+        torch.save({"state_dict": state | vision}, path)
+    else:
+        save_file({f"text.{name}": tensor for name, tensor in state.items()} | vision, path)
+    loaded = flowclip.CLIPTextEncoder(pretrained=str(path))
+    expected = build(pretrained="untrained")
+    expected.tower.load_state_dict(state)
+    assert torch.equal(loaded.encode("a red car"), expected.encode("a red car"))
+    assert not torch.equal(loaded.encode("a red car"), encoder.encode("a red car"))
+
+
+@pytest.mark.spec("CLIP-11")
+def test_weights_that_do_not_fit_are_refused(encoder, tmp_path):
+    state = encoder.tower.state_dict()
+    missing, reshaped = dict(state), state | {"text_projection": torch.zeros(3, 3)}
+    del missing["ln_final.weight"]
+    for name, content in {"missing": missing, "reshaped": reshaped, "list": [1, 2]}.items():
+        torch.save(content, tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name} holds no text tower of ViT-B-32-quickgelu"):
+            flowclip.CLIPTextEncoder(pretrained=str(tmp_path / name))
+    (tmp_path / "text").write_text("not a checkpoint")
+    with pytest.raises(ValueError, match="holds no text tower"):
+        flowclip.CLIPTextEncoder(pretrained=str(tmp_path / "text"))
+    with pytest.raises(ValueError, match="no such file.*openai"):
+        flowclip.CLIPTextEncoder(pretrained=str(tmp_path / "nothing.pt"))
+    with pytest.raises(ValueError, match="ViT-B-32-quickgelu"):
+        flowclip.CLIPTextEncoder("ViT-B-32-quickgel")
+
+
+@pytest.mark.spec("CLIP-12")
+def test_untrained_is_reproducible_and_leaves_the_rng(encoder):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="untrained"):
+        again = flowclip.CLIPTextEncoder(pretrained="untrained")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(again.encode("a red car"), encoder.encode("a red car"))
+    pooled = torch.nn.functional.normalize(encoder.encode(["a dog", "a truck"], return_pooled=True)[1], dim=-1)
+    assert pooled[0] @ pooled[1] < 0.99, "it tells prompts apart"
+
+
+@pytest.mark.spec("CLIP-13")
+def test_trim_keeps_the_longest_prompt(encoder):
+    Z, mask = encoder(["", "a photo of a cat", "a cat"])
+    short, short_mask = flowclip.trim_context(Z, mask)
+    assert short.shape == (3, 7, 512) and short_mask.shape == (3, 7)
+    assert torch.equal(short, Z[:, :7]) and torch.equal(short_mask, mask[:, :7]) and not mask[:, 7:].any()
+
+
+@pytest.mark.spec("CLIP-14")
+def test_golden_vectors_of_the_real_weights():
+    try:
+        encoder = flowclip.CLIPTextEncoder()
+    except ConnectionError as error:
+        pytest.skip(f"{error}; with internet this test downloads them")
+    Z, pooled = encoder.encode(["a photo of a cat", ""], return_pooled=True)
+    rows = [[-0.5844, 0.3685, -2.0744], [-0.9600, 1.0018, -0.2415], [-0.5957, -0.1719, 0.4689]]
+    torch.testing.assert_close(Z[0, 1:4, 1:4], torch.tensor(rows), atol=2e-4, rtol=0)
+    torch.testing.assert_close(pooled[0, 1:4], torch.tensor([0.1658, 0.8876, 10.6313]), atol=2e-4, rtol=0)
+    assert torch.cosine_similarity(pooled[:1], pooled[1:]).item() == pytest.approx(0.653, abs=1e-3)
+
+
+def test_a_failed_download_is_quick_and_says_what_is_missing(monkeypatch):
+    import huggingface_hub
+    import open_clip
+
+    def refuse(*args, **kwargs):
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(huggingface_hub, "get_session", refuse)
+    seen, constants = [], huggingface_hub.constants
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda cfg: seen.append(constants.HF_HUB_OFFLINE) or refuse())
+    was = constants.HF_HUB_OFFLINE
+    with pytest.raises(ConnectionError, match="could not download the CLIP weights 'openai' of ViT-B-32-quickgelu"):
+        flowclip.CLIPTextEncoder()
+    assert seen == [True] and was == constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("bad", [[], [3], None])
+def test_prompts_must_be_strings(encoder, bad):
+    with pytest.raises((ValueError, TypeError)):
+        encoder(bad)

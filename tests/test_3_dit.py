@@ -1,0 +1,222 @@
+"""Chapter 3: patches, positions, times, and the three transformers."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import flowclip
+
+grids = st.fixed_dictionaries({
+    "B": st.integers(1, 2), "C": st.integers(1, 3), "rows": st.integers(1, 4), "columns": st.integers(1, 4),
+    "p": st.integers(1, 3),
+})  # fmt: skip
+
+
+def waves(u, d):
+    w = [10_000 ** (-k / (d // 2)) for k in range(d // 2)]
+    return [math.cos(u * f) for f in w] + [math.sin(u * f) for f in w]
+
+
+@pytest.mark.spec("PATCH-1", "PATCH-2")
+@given(grids)
+def test_patches_in_order_and_back(s):
+    B, C, rows, columns, p = s.values()
+    H, W = rows * p, columns * p
+    images = torch.arange(B * C * H * W, dtype=torch.float32).view(B, C, H, W)
+    patches = flowclip.patchify(images, p)
+    assert patches.shape == (B, rows * columns, p * p * C)
+    for b in range(B):
+        for n in range(rows * columns):
+            top, left = n // columns * p, n % columns * p
+            pixels = [images[b, c, top + i, left + j].item() for i in range(p) for j in range(p) for c in range(C)]
+            assert patches[b, n].tolist() == pixels, (b, n)
+    assert torch.equal(flowclip.unpatchify(patches, p, height=H), images)
+    if rows == columns:
+        assert torch.equal(flowclip.unpatchify(patches, p), images)
+
+
+@pytest.mark.spec("PATCH-1")
+def test_patches_of_cifar():
+    assert flowclip.patchify(torch.zeros(1, 3, 32, 32), 4).shape == (1, 64, 48)
+    with pytest.raises(ValueError, match=r"images has shape \[1, 3, 32, 30\], expected H and W divisible by patch_size = 4"):
+        flowclip.patchify(torch.zeros(1, 3, 32, 30), 4)
+    with pytest.raises(ValueError, match="patches has shape"):
+        flowclip.unpatchify(torch.zeros(1, 6, 48), 4)
+
+
+@pytest.mark.spec("POS-1")
+@pytest.mark.parametrize("dim, grid", [(4, 1), (8, 3), (256, 8)])
+def test_positions(dim, grid):
+    table = flowclip.position_embedding_2d(dim, grid)
+    expected = [waves(r, dim // 2) + waves(c, dim // 2) for r in range(grid) for c in range(grid)]
+    torch.testing.assert_close(table, torch.tensor(expected))
+    if grid > 1:
+        assert torch.pdist(table).min() > 0.1, "no two patches have the same"
+    with pytest.raises(ValueError, match="dim is 6"):
+        flowclip.position_embedding_2d(6, 2)
+
+
+@pytest.mark.spec("POS-2")
+def test_positions_are_fixed_and_each_matters(make_model):
+    model = make_model()
+    assert "positions" not in dict(model.named_parameters()) and "positions" not in model.state_dict()
+    torch.testing.assert_close(model.positions, flowclip.position_embedding_2d(16, 4))
+    xt, t, Z = torch.randn(1, 3, 8, 8), torch.tensor([0.3]), torch.randn(1, 4, 12)
+    v = model(xt, t, Z)
+    for n in range(16):
+        kept = model.positions[n].clone()
+        model.positions[n] += torch.randn(16)  # (a constant would vanish in the LayerNorms)
+        assert (model(xt, t, Z) - v).abs().max() > 1e-4, f"position {n} does not matter"
+        model.positions[n] = kept
+
+
+@pytest.mark.spec("TIME-1")
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=4), st.sampled_from([2, 8, 64]))
+def test_times(times, dim):
+    t = torch.tensor(times)
+    expected = torch.tensor([waves(1000 * u, dim) for u in t.double().tolist()], dtype=torch.float32)
+    torch.testing.assert_close(flowclip.timestep_embedding(t, dim), expected, atol=2e-4, rtol=0)
+
+
+@pytest.mark.spec("TIME-1", "TIME-2")
+def test_times_are_distinct_and_float32():
+    t = torch.linspace(0, 1, 101)
+    distances = torch.cdist(flowclip.timestep_embedding(t, 256), flowclip.timestep_embedding(t, 256))
+    assert (distances + 99 * torch.eye(101)).min() > 2, "t and t + 0.01 clearly differ"
+    with torch.autocast("cpu", torch.bfloat16):
+        e = flowclip.timestep_embedding(torch.tensor([0.501], dtype=torch.float64), 8)
+    assert e.dtype == torch.float32
+    torch.testing.assert_close(e, torch.tensor([waves(501.0, 8)]), atol=2e-4, rtol=0)
+    a, b = flowclip.timestep_embedding(torch.tensor([0.501, 0.502]), 8)
+    assert (a - b).abs().max() > 0.5
+
+
+@pytest.mark.spec("TIME-3", "DIT-3", "DIT-6", "DIT-2", "DIT-5")
+def test_the_model_is_the_composition_of_its_documented_parts(make_model):
+    model = make_model()
+    xt, t, Z = torch.randn(2, 3, 8, 8), torch.rand(2), torch.randn(2, 5, 12)
+    mask = torch.arange(5) < torch.tensor([[5], [3]])
+    first, second = model.time_mlp[0], model.time_mlp[2]
+    h = first(flowclip.timestep_embedding(t, 16))
+    c = second(h * torch.sigmoid(h))
+    assert c.shape == (2, 64)
+    x = model.patch_embed(flowclip.patchify(xt, 2)) + flowclip.position_embedding_2d(16, 4)
+    context = model.context_proj(Z)
+    for block in model.blocks:
+        h = block.norm1(x, c)
+        x = x + block.self_attn(h, h)
+        x = x + block.cross_attn(block.norm2(x, c), context, mask)
+        hidden = block.mlp[0](block.norm3(x, c))
+        x = x + block.mlp[2](hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2))))
+    mean, var = x.mean(-1, keepdim=True), x.var(-1, unbiased=False, keepdim=True)
+    x = (x - mean) / (var + 1e-5).sqrt() * model.final_norm.weight + model.final_norm.bias
+    expected = flowclip.unpatchify(model.final_linear(x), 2)
+    torch.testing.assert_close(model(xt, t, Z, mask), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.spec("DIT-1")
+@given(st.integers(0, 10**6))
+def test_adaln(seed):
+    g = torch.Generator().manual_seed(seed)
+    layer = flowclip.AdaLN(4, 3).double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=g))
+    x, c = torch.randn(2, 3, 4, generator=g).double(), torch.randn(2, 3, generator=g).double()
+    assert {name for name, _ in layer.named_parameters()} == {"linear.weight", "linear.bias"}
+    for b in range(2):
+        weight, bias = layer.linear.weight.tolist(), layer.linear.bias.tolist()
+        out = [sum(w * u for w, u in zip(row, c[b].tolist())) + offset for row, offset in zip(weight, bias)]
+        scale, shift = out[:4], out[4:]
+        for n in range(3):
+            values = x[b, n].tolist()
+            mean = sum(values) / 4
+            deviation = math.sqrt(sum((u - mean) ** 2 for u in values) / 4 + 1e-5)
+            expected = [(1 + s) * (u - mean) / deviation + h for u, s, h in zip(values, scale, shift)]
+            torch.testing.assert_close(layer(x, c)[b, n], torch.tensor(expected).double(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.spec("DIT-4")
+def test_a_class_is_added_to_the_time(make_model):
+    model = make_model(flowclip.ConditionalDiT, num_classes=4)
+    xt, t = torch.randn(5, 3, 8, 8), torch.rand(5)
+    assert model.label_embedding.weight.shape == (5, 64)
+    outputs = model(xt[:1].expand(5, -1, -1, -1), t[:1].expand(5), torch.arange(5))
+    assert torch.pdist(outputs.flatten(1)).min() > 1e-3, "each class, the null class too, has its own v"
+    with torch.no_grad():
+        model.label_embedding.weight.zero_()
+    torch.testing.assert_close(model(xt, t, torch.arange(5)), flowclip.DiT.forward(model, xt, t))
+
+
+@pytest.mark.spec("DIT-7")
+@pytest.mark.parametrize("cls", [flowclip.DiT, flowclip.ConditionalDiT, flowclip.TextConditionalDiT])
+def test_the_first_prediction_is_zero(cls):
+    model = cls(img_size=8, patch_size=2, embed_dim=16, depth=2, num_heads=2)
+    condition = {flowclip.DiT: [], flowclip.ConditionalDiT: [torch.tensor([1, 2])]}.get(cls, [torch.randn(2, 3, 512)])
+    xt, t = torch.randn(2, 3, 8, 8), torch.rand(2)
+    assert (model(xt, t, *condition) == 0).all()
+    layers = [module.linear for module in model.modules() if isinstance(module, flowclip.AdaLN)]
+    assert len(layers) == (6 if cls is flowclip.TextConditionalDiT else 4)
+    assert all((layer.weight == 0).all() and (layer.bias == 0).all() for layer in layers)
+    assert model.blocks[0].mlp[0].weight.abs().max() > 0.1
+
+
+@pytest.mark.spec("DIT-8")
+def test_parameter_counts():
+    def count(model):
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    text, labels = flowclip.TextConditionalDiT(), flowclip.ConditionalDiT(img_size=32, patch_size=4, in_channels=3)
+    assert (count(text), count(labels), count(flowclip.DiT())) == (18_145_072, 12_379_440, 12_368_176)
+    assert count(text) - count(labels) == 5_765_632
+    assert issubclass(flowclip.TextConditionalDiT, flowclip.DiT) and issubclass(flowclip.ConditionalDiT, flowclip.DiT)
+
+
+@pytest.mark.spec("DIT-9", "CLIP-13")
+def test_each_image_goes_its_own_way(make_model):
+    model = make_model()
+    xt, t, Z = torch.randn(3, 3, 8, 8), torch.rand(3), torch.randn(3, 5, 12)
+    mask = torch.arange(5) < torch.tensor([[5], [2], [3]])
+    v = model(xt, t, Z, mask)
+    assert v.shape == xt.shape
+    for b in range(3):
+        real = int(mask[b].sum())
+        alone = model(xt[b : b + 1], t[b : b + 1], Z[b : b + 1, :real], mask[b : b + 1, :real])
+        torch.testing.assert_close(alone[0], v[b], atol=1e-5, rtol=1e-4)
+    padding = torch.where(mask[..., None], Z, torch.tensor(1e6))
+    torch.testing.assert_close(model(xt, t, padding, mask), v)
+
+
+@pytest.mark.spec("DIT-5", "DIT-3")
+def test_text_and_time_matter(make_model):
+    model = make_model()
+    xt, t, Z = torch.randn(1, 3, 8, 8), torch.tensor([0.3]), torch.randn(2, 1, 4, 12)
+    assert (model(xt, t, Z[0]) - model(xt, t, Z[1])).abs().max() > 1e-3
+    assert (model(xt, t, Z[0]) - model(xt, t + 0.01, Z[0])).abs().max() > 1e-3
+
+
+@pytest.mark.spec("DIT-2", "DIT-5")
+def test_every_parameter_gets_a_gradient(make_model):
+    model = make_model().train()
+    v = model(torch.randn(2, 3, 8, 8), torch.rand(2), torch.randn(2, 4, 12), torch.ones(2, 4, dtype=torch.bool))
+    v.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if not name.endswith("k_proj.bias"):  # softmax does not see it, as chapter 3 says
+            assert parameter.grad.abs().max() > 1e-6, name
+
+
+def test_errors_name_the_argument(make_model):
+    model = make_model()
+    xt, t, Z = torch.randn(2, 3, 8, 8), torch.rand(2), torch.randn(2, 4, 12)
+    for args, words in {
+        (xt[:, :1], t, Z): r"xt has shape \[2, 1, 8, 8\], expected \[B, 3, 8, 8\]",
+        (xt, t[:1], Z): r"t has shape \[1\], expected \[2\]",
+        (xt, t, Z[..., :5]): r"context has shape \[2, 4, 5\], expected \[2, M, 12\]",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            model(*args)
+    with pytest.raises(ValueError, match="img_size is 30, expected a multiple of patch_size = 4"):
+        flowclip.DiT(img_size=30)

@@ -1,0 +1,53 @@
+"""Chapter 4: data and captions."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import flowclip
+
+
+@pytest.mark.spec("DATA-1", "DATA-2")
+@given(st.text("abeiouxyzAEIOUB ", min_size=1, max_size=12))
+def test_captions(name):
+    article = "an" if name[0] in "aeiouAEIOU" else "a"
+    assert flowclip.make_captions([name, "dog"]) == [f"a photo of {article} {name}", "a photo of a dog"]
+
+
+@pytest.mark.spec("DATA-3")
+def test_cifar10_captions():
+    names = ["an airplane", "an automobile", "a bird", "a cat", "a deer", "a dog", "a frog", "a horse", "a ship", "a truck"]
+    assert flowclip.make_cifar10_captions(torch.arange(10)) == [f"a photo of {name}" for name in names]
+    assert flowclip.make_cifar10_captions([5, 0]) == ["a photo of a dog", "a photo of an airplane"]
+    for bad in ([10], [-1]):
+        with pytest.raises(ValueError, match="expected 0..9"):
+            flowclip.make_cifar10_captions(bad)
+
+
+@pytest.mark.spec("DATA-4", "DATA-5")
+def test_every_pixel_value_comes_back():
+    u = torch.arange(256, dtype=torch.uint8)
+    x = flowclip.normalize_images(u)
+    assert x.dtype == torch.float32 and x[0] == -1 and x[255] == 1
+    torch.testing.assert_close(x.double(), torch.tensor([2 * n / 255 - 1 for n in range(256)]).double(), atol=1e-6, rtol=0)
+    assert torch.equal(flowclip.denormalize_images(x), u)
+
+
+@pytest.mark.spec("DATA-5")
+@given(st.lists(st.floats(-9, 9), min_size=1, max_size=8))
+def test_outside_is_clamped_not_wrapped(values):
+    out = flowclip.denormalize_images(torch.tensor(values))
+    assert out.dtype == torch.uint8
+    for value, u in zip(torch.tensor(values).tolist(), out.tolist()):
+        assert abs(u - min(255, max(0, (value + 1) * 127.5))) <= 0.5 + 1e-4
+
+
+@pytest.mark.spec("DATA-6")
+def test_captions_of_files(tmp_path):
+    folder = tmp_path / "fire_truck"
+    folder.mkdir()
+    (folder / "0002.txt").write_text("  ein rotes Auto, 赤い車\n", encoding="utf-8")
+    assert flowclip.caption_of_file(folder / "0001.png") == "a photo of a fire truck"
+    assert flowclip.caption_of_file(str(folder / "0002.png")) == "ein rotes Auto, 赤い車"
+    assert flowclip.caption_of_file(tmp_path / "elk" / "a.b.jpg") == "a photo of an elk"

@@ -1,0 +1,270 @@
+"""Chapter 6: the flow-matching loss, and the training step of train.py."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import flowclip
+import train
+
+shapes = st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 3))
+
+
+def pair(shape, seed):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=g), torch.randn(shape, generator=g), torch.rand(shape[0], generator=g)
+
+
+@pytest.mark.spec("FLOW-1", "FLOW-2")
+@given(shapes, st.integers(0, 10**6))
+def test_the_path(shape, seed):
+    x0, x1, t = (tensor.double() for tensor in pair(shape, seed))
+    xt, v = flowclip.interpolate(x0, x1, t)
+    for b, time in enumerate(t.tolist()):
+        for a, z, u, w in zip(*(tensor[b].flatten().tolist() for tensor in (x0, x1, xt, v))):
+            assert u == pytest.approx((1 - time) * a + time * z, abs=1e-12) and w == pytest.approx(z - a, abs=1e-12)
+    assert torch.equal(flowclip.interpolate(x0, x1, torch.zeros_like(t))[0], x0)
+    assert torch.equal(flowclip.interpolate(x0, x1, torch.ones_like(t))[0], x1)
+    forward, back = flowclip.interpolate(x0, x1, t + 1e-3)[0], flowclip.interpolate(x0, x1, t - 1e-3)[0]
+    torch.testing.assert_close((forward - back) / 2e-3, v)
+
+
+def test_errors_name_the_argument():
+    x0, x1, t = pair((2, 1, 2, 2), 0)
+    with pytest.raises(ValueError, match=r"x1 has shape \[1, 1, 2, 2\], expected \[2, 1, 2, 2\]"):
+        flowclip.interpolate(x0, x1[:1], t)
+    with pytest.raises(ValueError, match=r"t has shape \[1\], expected \[2\]"):
+        flowclip.interpolate(x0, x1, t[:1])
+
+
+@pytest.mark.spec("FLOW-3")
+@given(shapes, st.integers(0, 10**6))
+def test_loss_is_the_mean_square(shape, seed):
+    x0, x1, t = pair(shape, seed)
+    seen = {}
+
+    def model(xt, t, context, mask):
+        seen.update(xt=xt, t=t, context=context, mask=mask)
+        return (0.5 * xt).bfloat16()
+
+    loss = flowclip.flow_matching_loss(model, x0, "Z", "mask", x1=x1, t=t)
+    xt = (1 - t)[:, None, None, None] * x0 + t[:, None, None, None] * x1
+    said = (0.5 * xt).bfloat16()
+    errors = [(a - (z - u)) ** 2 for a, z, u in zip(*(tensor.flatten().tolist() for tensor in (said, x1, x0)))]
+    assert loss.dtype == torch.float32 and loss.ndim == 0
+    assert loss.item() == pytest.approx(sum(errors) / len(errors), rel=1e-4, abs=1e-6)
+    torch.testing.assert_close(seen["xt"], xt)
+    assert torch.equal(seen["t"], t) and seen["context"] == "Z" and seen["mask"] == "mask"
+    assert flowclip.flow_matching_loss(lambda *_: x1 - x0, x0, None, None, x1=x1, t=t) == 0
+
+
+@pytest.mark.spec("FLOW-4")
+def test_noise_and_time_are_drawn_unless_given():
+    x0, seen = torch.zeros(4000, 1, 1, 2), {}
+
+    def model(xt, t, context, mask):
+        seen.update(xt=xt, t=t)
+        return torch.zeros_like(xt)
+
+    flowclip.flow_matching_loss(model, x0, None, None)
+    t, x1 = seen["t"], seen["xt"] / seen["t"][:, None, None, None]
+    assert t.min() >= 0 and t.max() <= 1 and len(t.unique()) > 3900
+    counts = torch.histc(t, 10, 0, 1)
+    assert (counts - 400).abs().max() < 5 * math.sqrt(360), counts
+    assert x1.mean().abs() < 5 / math.sqrt(8000) and (x1.var() - 1).abs() < 5 * math.sqrt(2 / 8000)
+    before = torch.get_rng_state()
+    flowclip.flow_matching_loss(model, x0, None, None, x1=torch.ones_like(x0), t=torch.full((4000,), 0.5))
+    assert torch.equal(torch.get_rng_state(), before) and (seen["xt"] == 0.5).all()
+
+
+@pytest.mark.spec("FLOW-5")
+@pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("m, s", [(0.7, 0.5), (-0.3, 2.0)])
+def test_least_squares_finds_the_gaussian_closed_form(t, m, s):
+    x0, x1 = m + s * torch.randn(200_000, 1).double(), torch.randn(200_000, 1).double()
+    xt, v = flowclip.interpolate(x0, x1, torch.full((200_000,), t).double())
+    intercept, slope = torch.linalg.lstsq(torch.cat([torch.ones_like(xt), xt], 1), v).solution.flatten().tolist()
+    k = (t - (1 - t) * s**2) / ((1 - t) ** 2 * s**2 + t**2)
+    assert slope == pytest.approx(k, abs=0.03) and intercept == pytest.approx(-m - k * (1 - t) * m, abs=0.03)
+
+    def loss(slope):
+        model = lambda xt, *_: -m + slope * (xt - (1 - t) * m)  # noqa: E731
+        return flowclip.flow_matching_loss(model, x0, None, None, x1=x1, t=torch.full((200_000,), t).double())
+
+    assert loss(k) < min(loss(k - 0.1), loss(k + 0.1))
+
+
+# ---- train.py ----
+
+
+class Encoder(torch.nn.Module):
+    """A stand-in for CLIP with its interface: four numbers a word, and it remembers what it was asked."""
+
+    model_name, pretrained, embed_dim, max_length = "stand-in", "none", 12, 9
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+        self.table = torch.nn.Parameter(torch.randn(256, 12, generator=torch.Generator().manual_seed(3)), requires_grad=False)
+
+    def forward(self, prompts):
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        self.asked += prompts
+        ids = torch.zeros(len(prompts), 9, dtype=torch.long)
+        lengths = torch.tensor([2 + min(7, len(p.split())) for p in prompts])
+        for row, prompt in enumerate(prompts):
+            for m, word in enumerate(prompt.split()[:7]):
+                ids[row, m + 1] = sum(map(ord, word)) % 256
+        return self.table[ids], torch.arange(9) < lengths[:, None]
+
+
+CAPTIONS = ["a red car", "a very long sentence", "dog"]
+
+
+def make_trainer(make_model, seed=0, batches=None, **changes):
+    g = torch.Generator().manual_seed(7)
+    images, labels = torch.randint(0, 256, (24, 3, 8, 8), generator=g, dtype=torch.uint8), torch.arange(24) % 3
+    batches = batches or train.Batches(images, labels, 8, seed)
+    model = make_model(seed=1)
+    options = {"lr": 1e-2, "device": "cpu", "precision": "fp32", "seed": seed} | changes
+    caption_fn = lambda labels: [CAPTIONS[n] for n in labels.tolist()]  # noqa: E731
+    return train.TextConditionalTrainer(model, Encoder(), batches, caption_fn, **options)
+
+
+def flat(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.spec("TRAIN-1", "TRAIN-6")
+def test_one_step_equals_one_by_hand(make_model):
+    trainer = make_trainer(make_model, weight_decay=0.1, text_drop_prob=0.0)
+    by_hand = copy.deepcopy(trainer.model)
+    images, labels = next(iter(trainer.dataloader))
+    captions = trainer.caption_fn(labels)
+    loss = trainer.train_step(images, captions)
+    rand = train.generator("cpu", 0, 0, 1)
+    x1, (t, _) = torch.randn(images.shape, generator=rand), torch.rand(2, 8, generator=rand)
+    Z, mask = flowclip.trim_context(*Encoder()(captions))
+    expected = flowclip.flow_matching_loss(by_hand, images, Z, mask, x1=x1, t=t)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for name, before in by_hand.named_parameters():
+        m, u = 0.1 * before.grad / (1 - 0.9), 0.001 * before.grad**2 / (1 - 0.999)  # both moments, bias-corrected
+        after = before * (1 - 1e-2 * 0.1) - 1e-2 * m / (u.sqrt() + 1e-8)
+        moved = before.grad.abs() > 1e-5  # elsewhere the sign of rounding decides
+        torch.testing.assert_close(trainer.model.get_parameter(name)[moved], after[moved], atol=1e-5, rtol=1e-4, msg=name)
+    b = min(0.999, 2 / 11)
+    torch.testing.assert_close(flat(trainer.ema_model), b * flat(by_hand) + (1 - b) * flat(trainer.model))
+
+
+@pytest.mark.spec("TRAIN-1")
+def test_the_documented_defaults():
+    parser_defaults = train.TextConditionalTrainer.__init__.__defaults__
+    assert parser_defaults == (1e-4, 0.01, 0.1, None)
+    images = torch.zeros(10, 1, 2, 2, dtype=torch.uint8)
+    batches = train.Batches(images, torch.arange(10), 4)
+    assert len(batches) == len(list(batches)) == 2 and all(len(labels) == 4 for _, labels in batches)
+
+
+@pytest.mark.spec("TRAIN-2")
+@pytest.mark.parametrize("p", [0.0, 0.1, 1.0])
+def test_the_rate_of_dropped_texts(make_model, monkeypatch, p):
+    trainer, drops = make_trainer(make_model, text_drop_prob=p), []
+    real = flowclip.drop_text
+    monkeypatch.setattr(flowclip, "drop_text", lambda *args: drops.append(args[-1]) or real(*args))
+    images, labels = torch.zeros(200, 3, 8, 8), torch.zeros(200, dtype=torch.long)
+    for _ in range(10):
+        trainer.train_step(images, trainer.caption_fn(labels))
+    drops = torch.stack(drops).float()
+    assert abs(drops.mean() - p) <= 5 * math.sqrt(p * (1 - p) / 2000)
+    if p == 0.1:
+        assert drops.std(dim=1).min() > 0, "one coin a sample, not one a batch"
+        assert not torch.equal(drops[0], drops[1])
+
+
+@pytest.mark.spec("TRAIN-3")
+def test_clip_meets_each_caption_once(make_model):
+    trainer = make_trainer(make_model)
+    table = trainer.text_encoder.table.clone()
+    trainer.train(3)
+    assert sorted(trainer.text_encoder.asked) == sorted(["", *CAPTIONS])
+    assert torch.equal(trainer.text_encoder.table, table)
+    Z, mask = Encoder()(["", *CAPTIONS])
+    for caption, row in trainer.rows.items():
+        n = ["", *CAPTIONS].index(caption)
+        assert torch.equal(trainer.mask[row], mask[n, :6]) and torch.equal(trainer.Z[row][trainer.mask[row]], Z[n][mask[n]])
+    assert trainer.Z.shape == (4, 6, 12), "trimmed to the longest caption"
+
+
+@pytest.mark.spec("TRAIN-4")
+def test_the_same_seed_gives_the_same_run(make_model):
+    runs = {}
+    for name, seed, noise in (("a", 0, 1), ("b", 0, 2), ("c", 1, 1)):
+        torch.manual_seed(noise)  # the global state plays no part
+        trainer = make_trainer(make_model, seed=seed)
+        runs[name] = trainer.train(2), flat(trainer.ema_model)
+    assert runs["a"][0] == runs["b"][0] and torch.equal(runs["a"][1], runs["b"][1])
+    assert runs["a"][0] != runs["c"][0]
+    batches = train.Batches(torch.zeros(9, 1, 2, 2, dtype=torch.uint8), torch.arange(9), 3)
+    orders = []
+    for epoch in (0, 1, 0):
+        batches.set_epoch(epoch)
+        orders.append(torch.cat([labels for _, labels in batches]).tolist())
+    assert orders[0] == orders[2] != orders[1] and sorted(orders[0]) == list(range(9))
+
+
+@pytest.mark.spec("TRAIN-4")
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_a_resumed_run_repeats_the_uninterrupted_one(make_model, tmp_path, stop):
+    whole = make_trainer(make_model, metrics=tmp_path / "whole.csv")
+    whole.train(3)
+    first = make_trainer(make_model)
+    first.train(3, max_steps=stop)
+    first.save_checkpoint(tmp_path / "checkpoint.pt")
+    second = make_trainer(make_model)
+    with torch.no_grad():
+        second.model.final_linear.weight.add_(1)  # whatever it was
+    second.resume(tmp_path / "checkpoint.pt")
+    assert second.step == stop
+    second.train(3 - second.epoch)
+    assert second.losses == whole.losses and second.step == whole.step == 9
+    assert torch.equal(flat(second.model), flat(whole.model)) and torch.equal(flat(second.ema_model), flat(whole.ema_model))
+    with pytest.raises(ValueError, match="--resume: .* was trained with run"):
+        second.resume(tmp_path / "checkpoint.pt", {"run": 2})
+
+
+@pytest.mark.spec("TRAIN-5")
+@pytest.mark.parametrize("warmup, expected", [(0, [1, 1, 1]), (2, [0.5, 1, 1]), (4, [0.25, 0.5, 0.75])])
+def test_warmup(make_model, warmup, expected):
+    trainer = make_trainer(make_model, warmup=warmup)
+    rates = []
+    for images, labels in trainer.dataloader:
+        trainer.train_step(images, trainer.caption_fn(labels))
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-2 * e for e in expected])
+
+
+@pytest.mark.spec("TRAIN-6")
+@pytest.mark.parametrize("ema", [0.0, 0.5, 0.9])
+def test_the_moving_average(make_model, ema):
+    trainer = make_trainer(make_model, ema=ema)
+    average = flat(trainer.model)
+    for s, (images, labels) in enumerate(trainer.dataloader, start=1):
+        trainer.train_step(images, trainer.caption_fn(labels))
+        b = min(ema, (1 + s) / (10 + s))
+        average = b * average + (1 - b) * flat(trainer.model)
+        torch.testing.assert_close(flat(trainer.ema_model), average, atol=1e-6, rtol=1e-5)
+
+
+def test_the_loss_falls_and_any_iterable_serves(make_model):
+    labels = torch.arange(16) % 3
+    dataset = torch.utils.data.TensorDataset((labels - 1.0)[:, None, None, None].expand(16, 3, 8, 8), labels)
+    trainer = make_trainer(make_model, batches=torch.utils.data.DataLoader(dataset, batch_size=8))
+    losses = trainer.train(40)
+    assert losses is trainer.losses and len(losses) == 40 and sum(losses[-5:]) < 0.5 * sum(losses[:5]), losses
+    with pytest.raises(ValueError, match="no batch"):
+        make_trainer(make_model, batches=iter([])).train(1)

@@ -1,0 +1,197 @@
+"""Chapter 7: the solvers on fields with known answers, the sampler, and checkpoints."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import flowclip
+from tests.test_6_objective import Encoder, flat
+
+steps = st.integers(1, 12)
+solvers = pytest.mark.parametrize("solver", ["euler", "heun"])
+
+
+@pytest.mark.spec("SAMPLE-1", "SAMPLE-3")
+@given(steps)
+def test_the_times_that_are_asked(N):
+    for solver in ("euler", "heun"):
+        asked, visited = [], []
+        x1 = torch.randn(2, 1, 1, 1)
+
+        def velocity(x, t, asked=asked):
+            assert t.shape == (2,) and t.dtype == torch.float32 and t[0] == t[1]
+            asked.append(t[0].item())
+            return x * 0
+
+        flowclip.integrate(velocity, x1, N, solver, lambda n, t, x, visited=visited: visited.append((n, t)))
+        grid = [1 - n / N for n in range(N + 1)]
+        expected = grid[:-1] if solver == "euler" else [t for pair in zip(grid, grid[1:]) for t in pair]
+        assert asked == pytest.approx(expected, abs=1e-6) and len(asked) == (N if solver == "euler" else 2 * N)
+        assert [n for n, _ in visited] == list(range(1, N + 1)) and [t for _, t in visited] == pytest.approx(grid[1:])
+
+
+def field(x, t):
+    return torch.sin(3 * x) + t.view(-1, 1) * x
+
+
+@pytest.mark.spec("SAMPLE-2", "SAMPLE-3")
+@given(st.lists(st.floats(-2, 2), min_size=1, max_size=3), steps)
+def test_steps_equal_the_loop(values, N):
+    x1 = torch.tensor(values).double()[:, None]
+    for solver in ("euler", "heun"):
+        for start, end in zip(values, flowclip.integrate(field, x1, N, solver).flatten().tolist()):
+            x = torch.tensor(start).item()
+            for n in range(N):
+                t, s = 1 - n / N, 1 - (n + 1) / N
+                v = math.sin(3 * x) + t * x
+                y = x + (s - t) * v
+                x = y if solver == "euler" else x + (s - t) * (v + math.sin(3 * y) + s * y) / 2
+            assert end == pytest.approx(x, abs=1e-5), (solver, start)
+
+
+@pytest.mark.spec("SAMPLE-9")
+@given(steps, st.integers(0, 10**6))
+def test_straight_paths_are_followed_exactly(N, seed):
+    g = torch.Generator().manual_seed(seed)
+    x1, a = torch.randn(3, 2, generator=g), torch.randn(3, 2, generator=g)
+    for solver in ("euler", "heun"):
+        torch.testing.assert_close(flowclip.integrate(lambda x, t: a, x1, N, solver), x1 - a, atol=1e-5, rtol=1e-5)
+    point = lambda x, t: (x - a) / t.view(-1, 1)  # noqa: E731
+    torch.testing.assert_close(flowclip.integrate(point, x1, N), a, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.spec("SAMPLE-8")
+@pytest.mark.parametrize("solver, order", [("euler", 1), ("heun", 2)])
+def test_order_of_convergence(solver, order):
+    x1 = torch.tensor([[1.0]]).double()
+    errors = [abs(flowclip.integrate(lambda x, t: x, x1, N, solver).item() - math.exp(-1)) for N in (20, 40, 80)]
+    for coarse, fine in zip(errors, errors[1:]):
+        assert math.log2(coarse / fine) == pytest.approx(order, abs=0.1), errors
+
+
+@pytest.mark.spec("SAMPLE-6")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_state_keeps_float32(dtype):
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    x1, seen = torch.randn(2, 3).to(dtype), []
+
+    def velocity(x, t):
+        seen.append(x.dtype)
+        return torch.full_like(x, 1 / 3).bfloat16()
+
+    out = flowclip.integrate(velocity, x1, 50)
+    assert out.dtype == state and set(seen) == {state}
+    torch.testing.assert_close(out, x1.to(state) - torch.tensor(1 / 3).bfloat16().to(state), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.spec("SAMPLE-8", "FLOW-5")
+@solvers
+def test_gaussian_data_come_out_with_their_mean_and_variance(solver):
+    m, s, count = 0.7, 0.5, 4000
+
+    def velocity(x, t):
+        t = t[:, None]
+        return -m + (t - (1 - t) * s**2) / ((1 - t) ** 2 * s**2 + t**2) * (x - (1 - t) * m)
+
+    x = flowclip.integrate(velocity, torch.randn(count, 1), 200 if solver == "euler" else 50, solver)
+    assert abs(x.mean() - m) < 4 * s / math.sqrt(count)
+    assert abs(x.var() - s**2) < 4 * s**2 * math.sqrt(2 / count) + (0.005 if solver == "euler" else 0)
+
+
+def test_errors():
+    for args, words in {(0, "euler"): "num_steps is 0", (5, "rk4"): "solver is 'rk4', expected 'euler' or 'heun'"}.items():
+        with pytest.raises(ValueError, match=words):
+            flowclip.integrate(lambda x, t: x, torch.zeros(1, 1), *args)
+
+
+def sample(model, prompts, **options):
+    defaults = {"image_shape": (3, 8, 8), "num_steps": 4, "progress": False}
+    return flowclip.sample_text_conditional(model, Encoder(), prompts, **(defaults | options))
+
+
+@pytest.mark.spec("SAMPLE-4")
+def test_same_noise_same_image(make_model):
+    model, prompts = make_model(), ["a red car", "dog", "a very long sentence"]
+    images = [sample(model, prompts, generator=torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)]
+    assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
+    noise = torch.randn(3, 3, 8, 8)
+    state = torch.get_rng_state()
+    given_noise = sample(model, prompts, noise=noise)
+    assert torch.equal(torch.get_rng_state(), state), "the noise was given, and yet something was drawn"
+    permuted = sample(model, [prompts[i] for i in (2, 0, 1)], noise=noise[[2, 0, 1]])
+    torch.testing.assert_close(permuted, given_noise[[2, 0, 1]], atol=1e-4, rtol=1e-3)
+    assert sample(model, "dog").shape == (1, 3, 8, 8)
+    first = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(sample(model, prompts, noise=first), images[0])
+    with pytest.raises(ValueError, match=r"noise has shape \[2, 3, 8, 8\], expected \[3, 3, 8, 8\]"):
+        sample(model, prompts, noise=noise[:2])
+
+
+@pytest.mark.spec("SAMPLE-5")
+@solvers
+@pytest.mark.parametrize("w", [0, 1, 4.5, torch.tensor([0.5, 7.0])])
+def test_the_sampler_is_guided_integration(make_model, solver, w):
+    model, prompts, noise = make_model(), ["a red car", "dog"], torch.randn(2, 3, 8, 8)
+    Z, mask = Encoder()(prompts)
+    null = Encoder()("")
+
+    def velocity(x, t):
+        cond, uncond = model(x, t, Z, mask), model(x, t, null[0].expand_as(Z), null[1].expand_as(mask))
+        return uncond + (w.view(-1, 1, 1, 1) if torch.is_tensor(w) else w) * (cond - uncond)
+
+    with torch.no_grad():
+        expected = flowclip.integrate(velocity, noise, 4, solver)
+    torch.testing.assert_close(sample(model, prompts, noise=noise, cfg_scale=w, solver=solver), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.spec("SAMPLE-7")
+def test_modes_are_left_as_found(make_model):
+    model = make_model().train()
+    model.blocks[0].eval()
+    modes = [module.training for module in model.modules()]
+    seen = []
+    model.final_norm.register_forward_hook(lambda module, *_: seen.append(module.training))
+    images = sample(model, "dog")
+    assert [module.training for module in model.modules()] == modes and not images.requires_grad
+    assert seen and not any(seen), "it samples in eval mode"
+    assert torch.is_grad_enabled() and all(parameter.requires_grad for parameter in model.parameters())
+    with pytest.raises(ValueError):
+        sample(model, "dog", solver="nonsense")
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_checkpoint_round_trip(make_model, tmp_path):
+    model, path = make_model(), tmp_path / "checkpoint.pt"
+    meta = {"config": model.config, "captions": ["dog"], "losses": [0.5]}
+    flowclip.save_checkpoint(path, model, meta)
+    loaded, read = flowclip.load_checkpoint(path)
+    assert read == meta and torch.equal(flat(loaded), flat(model)) and not loaded.training
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"], "no part is left behind"
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_checkpoints_that_are_none(make_model, tmp_path):
+    model, path, fired = make_model(), tmp_path / "checkpoint.pt", tmp_path / "fired"
+    torch.save({"format": "flowclip-1", "model": Bomb(fired), "meta": {}, "training": None}, tmp_path / "bomb.pt")
+    flowclip.save_checkpoint(path, model, {"config": model.config})
+    content = path.read_bytes()
+    for name, data in {"half.pt": content[: len(content) // 2], "empty.pt": b"", "text.pt": b"hello"}.items():
+        (tmp_path / name).write_bytes(data)
+    torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
+    for name in ("bomb.pt", "half.pt", "empty.pt", "text.pt", "foreign.pt"):
+        with pytest.raises(ValueError, match=f"{name} is not a flowclip checkpoint"):
+            flowclip.load_checkpoint(tmp_path / name)
+    for name in ("missing.pt", "."):
+        with pytest.raises(ValueError, match="no checkpoint file at"):
+            flowclip.load_checkpoint(tmp_path / name)
+    assert not fired.exists(), "a checkpoint ran code"

@@ -1,0 +1,327 @@
+"""Train a text-to-image model: python train.py --demo, or python train.py --epochs 30. The mathematics is in flowclip.py."""
+
+import argparse
+import copy
+import csv
+import itertools
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torchvision
+from torch.nn.utils.rnn import pad_sequence
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+import flowclip
+from sample import run_script, save_picture
+
+DEMO = {
+    "data": "digits", "clip_weights": "untrained", "out": Path("runs/demo"), "epochs": 20, "lr": 1e-3, "warmup": 100,
+    "ema": 0.99, "embed_dim": 128, "depth": 4, "heads": 4, "patch_size": 2,
+}  # fmt: skip
+
+
+# ---- Data: uint8 images, a label each, and each label's caption ----
+def load_data(name, img_size=None):
+    """-> images uint8 [N, C, H, W], labels int64 [N], captions (one a label). `name`: cifar10, digits, or a folder."""
+    if name == "cifar10":
+        try:
+            cifar = torchvision.datasets.CIFAR10(root="data", download=True)
+        except (OSError, RuntimeError) as error:
+            raise ConnectionError(f"could not download CIFAR-10 into data/ ({type(error).__name__})") from None
+        images, labels = torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(cifar.targets)
+        captions = flowclip.make_cifar10_captions(range(10))
+    elif name == "digits":
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()  # 1,797 handwritten digits, 8x8, values 0 to 16
+        images, labels = torch.from_numpy(digits.images * 255 / 16).round().to(torch.uint8)[:, None], digits.target
+        names = ["a zero", "a one", "a two", "a three", "a four", "a five", "a six", "a seven", "an eight", "a nine"]
+        captions = [f"a photo of {name}" for name in names]  # English says "a one", whatever its first letter
+    elif Path(name).is_dir():
+        return load_folder(name, img_size)
+    else:
+        raise ValueError(f"--data {name}: neither cifar10, digits, nor a folder that exists")
+    if img_size:
+        images = v2.functional.resize(images, [img_size, img_size], antialias=True)
+    return images, torch.as_tensor(labels).long(), captions
+
+
+def load_folder(name, img_size=None):
+    """One sub-folder of images a class; decoded in parallel, resized and cropped about the centre where needed."""
+    try:
+        folder = torchvision.datasets.ImageFolder(name)
+    except FileNotFoundError as error:
+        raise ValueError(f"--data {name}: expected a sub-folder of images for each class ({error})") from None
+    size = img_size or min(folder[0][0].size)  # the short side of the first image
+    folder.transform = v2.Compose([v2.PILToTensor(), v2.Resize(size, antialias=True), v2.CenterCrop(size)])
+    images, done = torch.empty(len(folder), 3, size, size, dtype=torch.uint8), 0
+    loader = DataLoader(folder, batch_size=256, num_workers=min(8, os.cpu_count()))
+    for batch, _ in tqdm(loader, desc=f"reading {name}", leave=False, disable=None):
+        images[done : done + len(batch)], done = batch, done + len(batch)
+    captions = [flowclip.caption_of_file(path) for path, _ in folder.samples]
+    label = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+    return images, torch.tensor([label[caption] for caption in captions]), list(label)
+
+
+def generator(device, *key):
+    """Random numbers that are a function of a key such as (seed, step): a resumed run draws what it would have drawn."""
+    return torch.Generator(device).manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))  # [TRAIN-4]
+
+
+class Batches:
+    """Shuffled batches (images in [-1, 1], labels) of uint8 images that stay on their device; the last part is dropped."""
+
+    def __init__(self, images, labels, batch_size, seed=0):
+        if not 0 < batch_size <= len(images):
+            raise ValueError(f"--batch-size is {batch_size}, expected 1 to {len(images)}, the number of images")
+        self.images, self.labels, self.batch_size, self.seed, self.epoch = images, labels, batch_size, seed, 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return len(self.images) // self.batch_size
+
+    def __iter__(self):
+        order = torch.randperm(len(self.images), generator=generator("cpu", self.seed, self.epoch, 0))  # [TRAIN-4]
+        for rows in order.split(self.batch_size)[: len(self)]:
+            yield flowclip.normalize_images(self.images[rows.to(self.images.device)]), self.labels[rows]
+
+
+# ---- The trainer ----
+class TextConditionalTrainer:
+    """AdamW on the flow-matching loss, with null-text dropout and a moving average (EMA) of the weights; docs/6-objective.md.
+
+    dataloader: any iterable of (images [B, C, H, W] in [-1, 1], labels). caption_fn(labels) -> a list of B captions.
+    """
+
+    def __init__(
+        self, model, text_encoder, dataloader, caption_fn, lr=1e-4, weight_decay=0.01, text_drop_prob=0.1, device=None, *,
+        ema=0.999, warmup=0, precision="auto", compile=False, seed=0, metrics=None,
+    ):  # fmt: skip
+        self.device = torch.device(device or flowclip.get_device())
+        self.model, self.text_encoder = model.to(self.device), text_encoder.to(self.device)
+        self.ema_model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.forward = torch.compile(model) if compile else model
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+        self.dataloader, self.caption_fn, self.text_drop_prob = dataloader, caption_fn, text_drop_prob
+        self.lr, self.ema, self.warmup, self.precision, self.seed, self.metrics = lr, ema, warmup, precision, seed, metrics
+        self.step, self.epoch, self.batch, self.losses = 0, 0, 0, []  # batch: how many of this epoch are done
+        self.epoch_loss = torch.zeros((), device=self.device)  # the sum stays on the device: no host sync a step
+        self.recent, self.seen, self.seconds = [], 0, 0.0  # losses, images and time since the last row of metrics.csv
+        self.stop = None  # a signal's number ends the run after the step
+        self.rows, self.texts = {}, []  # caption -> its row of Z and mask; row 0 is the null text
+        self.encode_captions([""])
+
+    def encode_captions(self, captions):
+        """Each distinct caption meets CLIP once, and only its real tokens are kept; one row of Z and mask each."""
+        new = list(dict.fromkeys(caption for caption in captions if caption not in self.rows))
+        for part in (new[i : i + 256] for i in range(0, len(new), 256)):
+            self.texts += [Z[mask] for Z, mask in zip(*self.text_encoder(part))]  # [TRAIN-3]
+        if new:
+            self.rows |= {caption: len(self.rows) + i for i, caption in enumerate(new)}
+            self.Z = pad_sequence(self.texts, batch_first=True)  # [rows, longest, D]
+            lengths = torch.tensor([len(text) for text in self.texts], device=self.device)
+            self.mask = torch.arange(self.Z.shape[1], device=self.device) < lengths[:, None]
+
+    def train_step(self, images, captions):
+        """One step of the optimiser and of the EMA -> the loss, still on the device."""
+        images, rand = images.to(self.device), generator(self.device, self.seed, self.step, 1)  # [TRAIN-4]
+        self.encode_captions(captions)
+        rows = torch.tensor([self.rows[caption] for caption in captions]).to(self.device, non_blocking=True)
+        x1 = torch.randn(images.shape, generator=rand, device=self.device)
+        t, coin = torch.rand(2, len(images), generator=rand, device=self.device)
+        drop = coin < self.text_drop_prob  # [TRAIN-2] one coin a sample
+        context, mask = flowclip.drop_text(self.Z[rows], self.mask[rows], self.Z[:1], self.mask[:1], drop)
+        with flowclip.autocast(self.device, self.precision):
+            loss = flowclip.flow_matching_loss(self.forward, images, context, mask, x1=x1, t=t)
+        self.optimizer.param_groups[0]["lr"] = self.lr * min(1, (self.step + 1) / max(1, self.warmup))  # [TRAIN-5]
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()  # [TRAIN-1]
+        self.step += 1
+        decay = min(self.ema, (1 + self.step) / (10 + self.step))  # [TRAIN-6] no longer a memory than the run so far
+        get_ema_multi_avg_fn(decay)(list(self.ema_model.parameters()), list(self.model.parameters()), None)
+        return loss.detach()
+
+    def train(self, num_epochs, max_steps=None):
+        """Train for `num_epochs` more epochs, or until step `max_steps` -> losses, one mean loss for each epoch so far."""
+        self.model.train()
+        for _ in range(num_epochs):
+            if hasattr(self.dataloader, "set_epoch"):
+                self.dataloader.set_epoch(self.epoch)
+            size = len(self.dataloader) if hasattr(self.dataloader, "__len__") else None
+            with tqdm(total=size, initial=self.batch, desc=f"epoch {self.epoch + 1}", leave=False, disable=None) as bar:
+                clock = time.perf_counter()
+                for images, labels in itertools.islice(self.dataloader, self.batch, None):
+                    if self.step == max_steps or self.stop:
+                        return self.losses
+                    loss = self.train_step(images, self.caption_fn(labels))
+                    self.epoch_loss, self.batch = self.epoch_loss + loss, self.batch + 1
+                    self.recent.append(loss)
+                    self.seen += len(images)
+                    self.seconds, clock = self.seconds + time.perf_counter() - clock, time.perf_counter()
+                    bar.update()
+                    if self.step % 10 == 0:
+                        bar.set_postfix_str(self.log())
+            if self.batch == 0:
+                raise ValueError("the dataloader gave no batch")
+            self.losses.append(self.epoch_loss.item() / self.batch)
+            self.epoch, self.batch, self.epoch_loss = self.epoch + 1, 0, torch.zeros_like(self.epoch_loss)
+        return self.losses
+
+    def log(self):
+        """A row of metrics.csv over the steps since the last row -> the same in words."""
+        if not self.recent:
+            return ""
+        loss, rate = torch.stack(self.recent).mean().item(), self.seen / max(self.seconds, 1e-9)
+        if self.metrics:
+            with open(self.metrics, "a", newline="") as file:
+                csv.writer(file).writerow([self.step, self.epoch + (self.batch > 0), f"{loss:.6f}", f"{rate:.1f}"])
+        self.recent, self.seen, self.seconds = [], 0, 0.0
+        return f"loss {loss:.4f}, {rate:,.0f} images/s"
+
+    def save_checkpoint(self, path, run=None):
+        """Write what sampling needs (the EMA weights and where the text vectors came from) and what resume() needs."""
+        meta = {
+            "config": self.model.config, "image_shape": list(self.model.image_shape), "captions": list(self.rows)[1:],
+            "clip": self.text_encoder.model_name, "clip_weights": self.text_encoder.pretrained,
+            "clip_null": self.texts[0][-1].tolist(), "epoch": self.epoch, "step": self.step, "losses": self.losses,
+        }  # fmt: skip
+        training = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "run": run or {}}
+        training |= {name: getattr(self, name) for name in ("batch", "epoch_loss", "recent", "seen", "seconds")}
+        flowclip.save_checkpoint(path, self.ema_model, meta, training)
+
+    def resume(self, path, run=None):
+        """Go on where save_checkpoint stopped, also inside an epoch. `run`: settings that must be the same as then."""
+        checkpoint = flowclip.read_checkpoint(path)
+        meta, training = checkpoint["meta"], checkpoint["training"]
+        for name, now in ({"config": self.model.config} | (run or {})).items():
+            then = ({"config": meta["config"]} | training["run"]).get(name)
+            if now != then:
+                raise ValueError(f"--resume: {path} was trained with {name} {then!r}, and now it is {now!r}")
+        self.model.load_state_dict(training["model"])
+        self.ema_model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.step, self.epoch, self.losses = meta["step"], meta["epoch"], meta["losses"]
+        self.epoch_loss, self.recent = training["epoch_loss"].to(self.device), [x.to(self.device) for x in training["recent"]]
+        self.batch, self.seen, self.seconds = training["batch"], training["seen"], training["seconds"]
+
+
+# ---- The run ----
+def plot_losses(path, metrics, losses, steps_an_epoch):
+    """loss.png: every row of metrics.csv, and the mean of each epoch at its end."""
+    step, _, loss, _ = np.loadtxt(metrics, delimiter=",", skiprows=1, ndmin=2, unpack=True)
+    figure, axes = plt.subplots(figsize=(7, 4), dpi=110, layout="tight")
+    axes.plot(step, loss, color="0.75", label="mean of 10 steps")
+    axes.plot(steps_an_epoch * np.arange(1, len(losses) + 1), losses, "o-", markersize=4, label="mean of an epoch")
+    axes.set(xlabel="step", ylabel="flow-matching loss", ylim=(0, None))
+    axes.legend(frameon=False)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def draw_samples(path, trainer, captions, cfg=3.0):
+    """samples.png: one image a caption (of many: 20, spread over the list), from the EMA weights."""
+    shown, shape = captions[:: -(-len(captions) // 20)], trainer.model.image_shape
+    start = {"generator": torch.Generator().manual_seed(trainer.seed), "cfg_scale": cfg}
+    with flowclip.autocast(trainer.device, trainer.precision):
+        x = flowclip.sample_text_conditional(trainer.ema_model, trainer.text_encoder, shown, shape, **start)
+    save_picture(path, list(flowclip.denormalize_images(x)), min(5, len(shown)), titles=shown)
+
+
+def parse_args():
+    wide = lambda prog: argparse.ArgumentDefaultsHelpFormatter(prog, max_help_position=26)  # noqa: E731
+    parser = argparse.ArgumentParser(description="Train a text-to-image model.", formatter_class=wide)
+    add = parser.add_argument
+    add("--demo", action="store_true", help="a preset: real digits, a small model, no download, under two minutes")
+    add("--data", default="cifar10", help="cifar10 (downloaded into data/), digits, or DIR: a sub-folder of images a class")
+    add("--clip", default="ViT-B-32-quickgelu", metavar="NAME", help="CLIP model, an open_clip name")
+    add("--clip-weights", default="openai", metavar="W", help="openai (downloaded once), PATH, or untrained")
+    add("--epochs", type=int, default=30, help="passes over the data")
+    add("--batch-size", type=int, default=64, help="images a step")
+    add("--lr", type=float, default=1e-4, help="learning rate of AdamW")
+    add("--warmup", type=int, default=0, metavar="STEPS", help="steps in which the rate rises to --lr")
+    add("--weight-decay", type=float, default=0.01, help="of AdamW")
+    add("--text-drop", type=float, default=0.1, help="share of captions replaced by the null text")
+    add("--ema", type=float, default=0.999, help="decay of the averaged weights, which are sampled from")
+    add("--embed-dim", type=int, default=256, help="width of the model")
+    add("--depth", type=int, default=6, help="blocks")
+    add("--heads", type=int, default=8, help="attention heads a block")
+    add("--patch-size", type=int, default=4, help="pixels a side")
+    add("--img-size", type=int, help="pixels a side (None: as the data are)")
+    add("--seed", type=int, default=0, help="of weights, order, noise, times and drops")
+    add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="auto: bf16 where the device is fast in it")
+    add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help="auto: the best at hand")
+    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the model")
+    add("--out", type=Path, metavar="DIR", help="run folder (None: runs/ and the name of the data)")
+    add("--resume", action="store_true", help="go on from the checkpoint in the run folder")
+    add("--max-steps", type=int, metavar="N", help="stop after step N")
+    add("--sample-every", type=int, metavar="EPOCHS", help="draw samples.png also in between")
+    if parser.parse_known_args()[0].demo:
+        parser.set_defaults(**DEMO)  # what the command line says still wins
+    return parser.parse_args()
+
+
+def main():
+    args, start = parse_args(), time.perf_counter()
+    device = flowclip.get_device() if args.device == "auto" else torch.device(args.device)
+    images, labels, captions = load_data(args.data, args.img_size)
+    count, channels, _, size = images.shape
+    print(f"data: {args.data}, {count:,} images {channels}x{size}x{size}, {len(captions)} captions like {captions[0]!r}")
+    encoder = flowclip.CLIPTextEncoder(args.clip, args.clip_weights, device)
+    print(f"text: {args.clip}, weights {args.clip_weights!r}")
+    torch.manual_seed(args.seed)
+    shape = {"img_size": size, "patch_size": args.patch_size, "in_channels": channels, "embed_dim": args.embed_dim}
+    model = flowclip.TextConditionalDiT(**shape, depth=args.depth, num_heads=args.heads, context_dim=encoder.embed_dim)
+    batches = Batches(images.to(device), labels, args.batch_size, args.seed)
+    out = args.out or Path("runs") / Path(args.data).name
+    checkpoint, metrics = out / "checkpoint.pt", out / "metrics.csv"
+    trainer = TextConditionalTrainer(
+        model, encoder, batches, lambda labels: [captions[label] for label in labels.tolist()],
+        args.lr, args.weight_decay, args.text_drop, device, ema=args.ema, warmup=args.warmup,
+        precision=args.precision, compile=args.compile, seed=args.seed, metrics=metrics,
+    )  # fmt: skip
+    trainer.encode_captions(captions)
+    fixed = ("data", "clip", "clip_weights", "batch_size", "lr", "warmup", "weight_decay", "text_drop", "ema", "seed")
+    run = {name: getattr(args, name) for name in fixed}
+    rows = ["step,epoch,loss,images_per_second"]
+    if args.resume:
+        trainer.resume(checkpoint, run)
+        rows += [row for row in metrics.read_text().splitlines()[1:] if int(row.split(",")[0]) <= trainer.step]
+    out.mkdir(parents=True, exist_ok=True)
+    metrics.write_text("\n".join(rows) + "\n")
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"model: {parameters:,} parameters, {device}, {args.precision} precision, torch {torch.__version__}")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: setattr(trainer, "stop", number))
+
+    while trainer.epoch < args.epochs and trainer.step != args.max_steps and not trainer.stop:
+        trainer.train(1, args.max_steps)
+        trainer.save_checkpoint(checkpoint, run)
+        if trainer.batch == 0:
+            seconds = time.perf_counter() - start
+            print(f"epoch {trainer.epoch}/{args.epochs}: mean loss {trainer.losses[-1]:.4f}, {seconds:.0f} s", flush=True)
+        if args.sample_every and trainer.epoch % args.sample_every == 0:
+            draw_samples(out / "samples.png", trainer, captions)
+    if trainer.stop:
+        print(f"stopped after step {trainer.step}; {checkpoint} is written, and --resume goes on from it")
+        sys.exit(128 + trainer.stop)
+    trainer.log()
+    plot_losses(out / "loss.png", metrics, trainer.losses, len(batches))
+    draw_samples(out / "samples.png", trainer, captions)
+    print(f"made in {time.perf_counter() - start:.0f} s: {checkpoint}, {out / 'samples.png'}, {out / 'loss.png'}, {metrics}")
+    print(f'next: python sample.py "{captions[-1]}" --cfg 1 3 7.5 --n 4 --checkpoint {checkpoint}')
+
+
+if __name__ == "__main__":
+    run_script(main, "--demo, --data digits|DIR, --clip-weights PATH|untrained")
