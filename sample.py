@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import torch
 from einops import rearrange, repeat
 from PIL import Image
@@ -33,23 +34,26 @@ def run_script(main, ways_on):
 
 def save_picture(path, images, columns, titles=None, rows=None):
     """A labelled grid of uint8 images [C, H, W] (None: an empty cell), every pixel a square of whole pixels."""
-    size = images[0].shape[-1]
-    cell, gap = size * max(1, 128 // size), 8
-    left, top = (200 if rows else gap), (34 if titles else gap)
+    zoom = max(1, 128 // images[0].shape[-1])
+    cell, gap, left, top = images[0].shape[-1] * zoom, 8, 200 if rows else 8, 34 if titles else 8
     width, height = left + columns * (cell + gap), -(-len(images) // columns) * (cell + top) + gap
-    figure = plt.figure(figsize=(width / 100, height / 100), dpi=100)
+    canvas = np.full((height, width, 3), 255, dtype=np.uint8)
+    figure = plt.figure(figsize=((width + 0.5) / 100, (height + 0.5) / 100), dpi=100)
+
+    def write(x, y, text, most, wrap, **style):
+        text = textwrap.fill(textwrap.shorten(text, most, placeholder=" ..."), wrap)
+        figure.text(x / width, 1 - y / height, text, parse_math=False, **style)
+
     for i, image in enumerate(images):
-        x, y = left + i % columns * (cell + gap), height - (i // columns + 1) * (cell + top)
-        if rows and i % columns == 0:
-            label = textwrap.fill(textwrap.shorten(rows[i // columns], 120, placeholder=" ..."), 26)
-            place = (left - 12) / width, (y + cell / 2) / height
-            figure.text(*place, label, ha="right", va="center", fontsize=9, parse_math=False)
+        x, y = left + i % columns * (cell + gap), i // columns * (cell + top) + top
         if image is not None:
-            axes = figure.add_axes((x / width, y / height, cell / width, cell / height))
-            axes.set_axis_off()
-            axes.imshow(rearrange(image, "c h w -> h w c").cpu(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            label = textwrap.fill(textwrap.shorten(titles[i], 44, placeholder=" ..."), 22) if titles else ""
-            axes.text(0.5, 1.03, label, transform=axes.transAxes, ha="center", va="bottom", fontsize=8, parse_math=False)
+            pixels = repeat(image.cpu().expand(3, -1, -1), "c h w -> (h zh) (w zw) c", zh=zoom, zw=zoom)
+            canvas[y : y + cell, x : x + cell] = pixels.numpy()
+        if titles:
+            write(x + cell / 2, y - 4, titles[i], 44, 22, ha="center", va="bottom", fontsize=8)
+        if rows and i % columns == 0:
+            write(x - 12, y + cell / 2, rows[i // columns], 120, 26, ha="right", va="center", fontsize=9)
+    figure.figimage(canvas)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     plt.close(figure)
@@ -63,12 +67,10 @@ def record_attention(model, batch):
     def record(attention, inputs):
         maps.append(attention.attention_weights(*(tensor[:batch] for tensor in inputs)).float().mean(dim=1).cpu())
 
-    handles = [block.cross_attn.register_forward_pre_hook(record) for block in model.blocks]
-    try:
+    with contextlib.ExitStack() as stack:
+        for block in model.blocks:
+            stack.callback(block.cross_attn.register_forward_pre_hook(record).remove)
         yield maps
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def save_attention(path, images, A, tokens, prompts):
@@ -86,7 +88,7 @@ def save_attention(path, images, A, tokens, prompts):
 
 
 def load(path=None, clip_weights=None):
-    """-> (path, model, text encoder, meta) from a checkpoint alone; other text weights than the training's are refused."""
+    """-> (model, text encoder, meta) from a checkpoint alone; other text weights than the training's are refused."""
     found = sorted(Path("runs").glob("*/checkpoint.pt"), key=lambda checkpoint: checkpoint.stat().st_mtime)
     if not path and not found:
         raise FileNotFoundError("no checkpoint in runs/*/checkpoint.pt")
@@ -98,7 +100,7 @@ def load(path=None, clip_weights=None):
     if not torch.allclose(null, torch.tensor(meta["clip_null"]), rtol=1e-2, atol=1e-2):
         raise ValueError(f"text weights {weights!r} differ from those that {path} was trained with, {meta['clip_weights']!r}")
     print(f"{path}: step {meta['step']:,}, text weights {meta['clip']} {weights!r}, on {device}")
-    return path, model, encoder, meta
+    return model, encoder, meta
 
 
 def parse_args():
@@ -123,8 +125,8 @@ def parse_args():
 
 def main():
     args = parse_args()
-    _, model, encoder, meta = load(args.checkpoint, args.clip_weights)
-    prompts, shape, device = args.prompts, meta["image_shape"], flowclip.get_device()
+    model, encoder, meta = load(args.checkpoint, args.clip_weights)
+    prompts, shape, device = args.prompts, meta["image_shape"], next(model.parameters()).device
     noise = torch.randn(args.n, *shape, generator=torch.Generator().manual_seed(args.seed))
 
     def draw(prompts, w, noise):
@@ -157,11 +159,12 @@ def main():
             Image.fromarray(pixels).save(args.save_dir / f"{number:04d}-{slug}-w{w:g}.png")
         print(f"{args.save_dir}: {len(images)} images of {shape[2]}x{shape[1]}")
     if args.attention:
+        w = next((w for w in args.cfg if w != 0), 1)  # w = 0 would not read the prompt
         with record_attention(model, len(prompts)) as maps:
-            drawn = draw(prompts, args.cfg[0], noise[:1].expand(len(prompts), *shape))
+            drawn = draw(prompts, w, noise[:1].expand(len(prompts), *shape))
         tokens = [encoder.tokens(prompt) for prompt in prompts]
         save_attention(args.attention, drawn, torch.stack(maps).mean(dim=0), tokens, prompts)
-        print(f"{args.attention}: cross-attention, a mean over blocks, heads and steps")
+        print(f"{args.attention}: cross-attention at w = {w:g}, a mean over blocks, heads and steps")
 
 
 if __name__ == "__main__":

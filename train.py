@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import csv
 import itertools
 import os
 import signal
@@ -16,7 +15,6 @@ import torch
 import torchvision
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from tqdm import tqdm
 
@@ -27,6 +25,7 @@ DEMO = {
     "data": "digits", "clip_weights": "untrained", "out": Path("runs/demo"), "epochs": 20, "lr": 1e-3, "warmup": 100,
     "ema": 0.99, "embed_dim": 128, "depth": 4, "heads": 4, "patch_size": 2,
 }  # fmt: skip
+PROGRESS = ("step", "epoch", "batch", "losses", "epoch_loss", "recent", "seen", "seconds")  # of a trainer
 
 
 # ---- Data: uint8 images, a label each, and each label's caption ----
@@ -57,14 +56,11 @@ def load_data(name, img_size=None):
 
 def load_folder(name, img_size=None):
     """One sub-folder of images a class; decoded in parallel, resized and cropped about the centre where needed."""
-    try:
-        folder = torchvision.datasets.ImageFolder(name)
-    except FileNotFoundError as error:
-        raise ValueError(f"--data {name}: expected a sub-folder of images for each class ({error})") from None
+    folder = torchvision.datasets.ImageFolder(name)
     size = img_size or min(folder[0][0].size)  # the short side of the first image
     folder.transform = v2.Compose([v2.PILToTensor(), v2.Resize(size, antialias=True), v2.CenterCrop(size)])
     images, done = torch.empty(len(folder), 3, size, size, dtype=torch.uint8), 0
-    loader = DataLoader(folder, batch_size=256, num_workers=min(8, os.cpu_count()))
+    loader = torch.utils.data.DataLoader(folder, batch_size=256, num_workers=min(8, os.cpu_count()))
     for batch, _ in tqdm(loader, desc=f"reading {name}", leave=False, disable=None):
         images[done : done + len(batch)], done = batch, done + len(batch)
     captions = [flowclip.caption_of_file(path) for path, _ in folder.samples]
@@ -79,7 +75,6 @@ def generator(device, *key):
 
 class Batches:
     """Shuffled batches (images in [-1, 1], labels) of uint8 images that stay on their device; the last part is dropped."""
-
     def __init__(self, images, labels, batch_size, seed=0):
         if not 0 < batch_size <= len(images):
             raise ValueError(f"--batch-size is {batch_size}, expected 1 to {len(images)}, the number of images")
@@ -100,10 +95,7 @@ class Batches:
 # ---- The trainer ----
 class TextConditionalTrainer:
     """AdamW on the flow-matching loss, with null-text dropout and a moving average (EMA) of the weights; docs/6-objective.md.
-
-    dataloader: any iterable of (images [B, C, H, W] in [-1, 1], labels). caption_fn(labels) -> a list of B captions.
-    """
-
+    dataloader: any iterable of (images [B, C, H, W] in [-1, 1], labels); caption_fn(labels) -> a list of B captions."""
     def __init__(
         self, model, text_encoder, dataloader, caption_fn, lr=1e-4, weight_decay=0.01, text_drop_prob=0.1, device=None, *,
         ema=0.999, warmup=0, precision="auto", compile=False, seed=0, metrics=None,
@@ -160,19 +152,18 @@ class TextConditionalTrainer:
             if hasattr(self.dataloader, "set_epoch"):
                 self.dataloader.set_epoch(self.epoch)
             size = len(self.dataloader) if hasattr(self.dataloader, "__len__") else None
-            with tqdm(total=size, initial=self.batch, desc=f"epoch {self.epoch + 1}", leave=False, disable=None) as bar:
-                clock = time.perf_counter()
-                for images, labels in itertools.islice(self.dataloader, self.batch, None):
-                    if self.step == max_steps or self.stop:
-                        return self.losses
-                    loss = self.train_step(images, self.caption_fn(labels))
-                    self.epoch_loss, self.batch = self.epoch_loss + loss, self.batch + 1
-                    self.recent.append(loss)
-                    self.seen += len(images)
-                    self.seconds, clock = self.seconds + time.perf_counter() - clock, time.perf_counter()
-                    bar.update()
-                    if self.step % 10 == 0:
-                        bar.set_postfix_str(self.log())
+            batches, clock = itertools.islice(self.dataloader, self.batch, None), time.perf_counter()
+            bar = tqdm(batches, f"epoch {self.epoch + 1}", size, initial=self.batch, leave=False, disable=None)
+            for images, labels in bar:
+                if self.step == max_steps or self.stop:
+                    return self.losses
+                loss = self.train_step(images, self.caption_fn(labels))
+                self.epoch_loss, self.batch = self.epoch_loss + loss, self.batch + 1
+                self.recent.append(loss)
+                self.seen += len(images)
+                self.seconds, clock = self.seconds + time.perf_counter() - clock, time.perf_counter()
+                if self.step % 10 == 0:
+                    bar.set_postfix_str(self.log())
             if self.batch == 0:
                 raise ValueError("the dataloader gave no batch")
             self.losses.append(self.epoch_loss.item() / self.batch)
@@ -183,38 +174,37 @@ class TextConditionalTrainer:
         """A row of metrics.csv over the steps since the last row -> the same in words."""
         if not self.recent:
             return ""
-        loss, rate = torch.stack(self.recent).mean().item(), self.seen / max(self.seconds, 1e-9)
+        loss, rate = float(sum(self.recent) / len(self.recent)), self.seen / max(self.seconds, 1e-9)
         if self.metrics:
-            with open(self.metrics, "a", newline="") as file:
-                csv.writer(file).writerow([self.step, self.epoch + (self.batch > 0), f"{loss:.6f}", f"{rate:.1f}"])
+            with open(self.metrics, "a") as file:
+                file.write(f"{self.step},{self.epoch + (self.batch > 0)},{loss:.6f},{rate:.1f}\n")
         self.recent, self.seen, self.seconds = [], 0, 0.0
         return f"loss {loss:.4f}, {rate:,.0f} images/s"
 
     def save_checkpoint(self, path, run=None):
-        """Write what sampling needs (the EMA weights and where the text vectors came from) and what resume() needs."""
+        """Write what sampling needs (EMA weights, where the text vectors came from) and what resume() needs."""
         meta = {
             "config": self.model.config, "image_shape": list(self.model.image_shape), "captions": list(self.rows)[1:],
             "clip": self.text_encoder.model_name, "clip_weights": self.text_encoder.pretrained,
             "clip_null": self.texts[0][-1].tolist(), "epoch": self.epoch, "step": self.step, "losses": self.losses,
         }  # fmt: skip
         training = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "run": run or {}}
-        training |= {name: getattr(self, name) for name in ("batch", "epoch_loss", "recent", "seen", "seconds")}
+        training |= {name: getattr(self, name) for name in PROGRESS}
         flowclip.save_checkpoint(path, self.ema_model, meta, training)
 
     def resume(self, path, run=None):
         """Go on where save_checkpoint stopped, also inside an epoch. `run`: settings that must be the same as then."""
         checkpoint = flowclip.read_checkpoint(path)
-        meta, training = checkpoint["meta"], checkpoint["training"]
-        for name, now in ({"config": self.model.config} | (run or {})).items():
-            then = ({"config": meta["config"]} | training["run"]).get(name)
+        training = checkpoint["training"]
+        for name, now in (run or {}).items():
+            then = training["run"].get(name)
             if now != then:
                 raise ValueError(f"--resume: {path} was trained with {name} {then!r}, and now it is {now!r}")
         self.model.load_state_dict(training["model"])
         self.ema_model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(training["optimizer"])
-        self.step, self.epoch, self.losses = meta["step"], meta["epoch"], meta["losses"]
-        self.epoch_loss, self.recent = training["epoch_loss"].to(self.device), [x.to(self.device) for x in training["recent"]]
-        self.batch, self.seen, self.seconds = training["batch"], training["seen"], training["seconds"]
+        for name in PROGRESS:
+            setattr(self, name, training[name])
 
 
 # ---- The run ----
@@ -227,7 +217,6 @@ def plot_losses(path, metrics, losses, steps_an_epoch):
     axes.set(xlabel="step", ylabel="flow-matching loss", ylim=(0, None))
     axes.legend(frameon=False)
     figure.savefig(path)
-    plt.close(figure)
 
 
 def draw_samples(path, trainer, captions, cfg=3.0):
@@ -293,15 +282,17 @@ def main():
     )  # fmt: skip
     trainer.encode_captions(captions)
     fixed = ("data", "clip", "clip_weights", "batch_size", "lr", "warmup", "weight_decay", "text_drop", "ema", "seed")
-    run = {name: getattr(args, name) for name in fixed}
+    run = {name: getattr(args, name) for name in fixed} | model.config
     rows = ["step,epoch,loss,images_per_second"]
     if args.resume:
         trainer.resume(checkpoint, run)
         rows += [row for row in metrics.read_text().splitlines()[1:] if int(row.split(",")[0]) <= trainer.step]
     out.mkdir(parents=True, exist_ok=True)
     metrics.write_text("\n".join(rows) + "\n")
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"model: {parameters:,} parameters, {device}, {args.precision} precision, torch {torch.__version__}")
+    with flowclip.autocast(device, args.precision):
+        precision = "bf16" if torch.is_autocast_enabled(device.type) else "fp32"
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"model: {parameters:,} parameters, {device}, {precision}, torch {torch.__version__}")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: setattr(trainer, "stop", number))
 

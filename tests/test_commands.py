@@ -1,0 +1,225 @@
+"""train.py and sample.py as a user runs them, on tiny settings and without a network."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+import flowclip
+import sample
+import train
+from tests.conftest import ROOT
+
+TINY = ["--embed-dim", "16", "--depth", "1", "--heads", "2"]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path, encoder):
+    """Run a script's main in this process, in an empty folder, with the encoder at hand -> (status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    build = flowclip.CLIPTextEncoder
+
+    def at_hand(name="ViT-B-32-quickgelu", pretrained="openai", device=None):
+        return encoder if pretrained == "untrained" else build(name, pretrained, device)
+
+    monkeypatch.setattr(flowclip, "CLIPTextEncoder", at_hand)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(module, *argv):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, argv)])
+        capsys.readouterr()
+        try:
+            with warnings.catch_warnings():
+                sample.run_script(module.main, "ways")
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def read_rows(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_demo_and_a_sample_from_the_shell(tmp_path):
+    def shell(*argv):
+        done = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+        return done.stdout.splitlines()
+
+    lines = shell("train.py", "--demo", "--epochs", "1", "--out", str(tmp_path / "demo"))
+    assert lines[0] == "data: digits, 1,797 images 1x8x8, 10 captions like 'a photo of a zero'"
+    assert lines[1] == "text: ViT-B-32-quickgelu, weights 'untrained'" and lines[2].startswith("model: ")
+    assert lines[3].startswith("epoch 1/1: mean loss 1.") and "samples.png" in lines[-2]
+    assert lines[-1].startswith('next: python sample.py "a photo of a nine"')
+    rows = read_rows(tmp_path / "demo" / "metrics.csv")
+    assert list(rows[0]) == ["step", "epoch", "loss", "images_per_second"]
+    assert [(row["step"], row["epoch"]) for row in rows] == [("10", "1"), ("20", "1"), ("28", "1")]
+    for name in ("loss.png", "samples.png"):
+        assert min(Image.open(tmp_path / "demo" / name).size) > 200
+
+    prompts = ["a photo of a three", "../../$x^2$ \N{GRINNING FACE}"]
+    options = ["--cfg", "1", "3", "--n", "2", "--steps", "2", "--checkpoint", str(tmp_path / "demo" / "checkpoint.pt")]
+    places = {name: tmp_path / "new" / name for name in ("grid.png", "attention.png", "each")}
+    files = ["--out", places["grid.png"], "--attention", places["attention.png"], "--save-dir", places["each"]]
+    lines = shell("sample.py", *prompts, *options, *map(str, files))
+    assert "step 28" in lines[0] and "'untrained'" in lines[0] and str(places["grid.png"]) in lines[1]
+    images = sorted(places["each"].iterdir())
+    assert len(images) == 8 and images[0].name == "0000-a-photo-of-a-three-w1.png" and images[4].name == "0004-x-2-w1.png"
+    grid = np.asarray(Image.open(places["grid.png"]).convert("L"))
+    for number, path in enumerate(images):  # crisp: every pixel of an image is a square of 16x16 equal ones in the picture
+        row, column = divmod(number, 4)
+        top, left = 34 + row * (128 + 34), 200 + column * (128 + 8)
+        cell = grid[top : top + 128, left : left + 128]
+        assert np.array_equal(cell, np.kron(np.asarray(Image.open(path)), np.ones((16, 16), np.uint8))), path.name
+    assert Image.open(places["attention.png"]).size[0] > 1000
+
+
+def test_the_run_folder_resumes(command, tmp_path):
+    options = ["--demo", *TINY, "--lr", "1e-3", "--epochs", "2"]
+    status, out, err = command(train, *options, "--out", "whole")
+    assert status == 0 and not err, err
+    assert command(train, *options, "--out", "parts", "--max-steps", "35")[0] == 0
+    meta = flowclip.load_checkpoint("parts/checkpoint.pt")[1]
+    assert (meta["step"], meta["epoch"], len(meta["losses"])) == (35, 1, 1)
+    assert meta.keys() >= {"config", "clip", "clip_weights", "captions", "image_shape", "epoch", "step", "losses"}
+    assert meta["image_shape"] == [1, 8, 8] and meta["captions"][7] == "a photo of a seven"
+    status, _, err = command(train, *options, "--out", "parts", "--resume", "--lr", "2e-3")
+    assert status == 2 and "trained with lr 0.001, and now it is 0.002" in err and len(err.splitlines()) == 1
+    assert command(train, *options, "--out", "parts", "--resume")[0] == 0
+    whole, parts = (flowclip.read_checkpoint(f"{name}/checkpoint.pt") for name in ("whole", "parts"))
+    assert whole["meta"]["losses"] == parts["meta"]["losses"] and whole["meta"]["step"] == 56
+    assert all(torch.equal(tensor, parts["model"][name]) for name, tensor in whole["model"].items())
+    rows = [[(row["step"], row["loss"]) for row in read_rows(f"{name}/metrics.csv")] for name in ("whole", "parts")]
+    assert rows[0] == [row for row in rows[1] if row[0] != "35"], "no row is lost or doubled but the one of the stop"
+
+
+def test_ctrl_c_ends_the_step_and_keeps_it(command, monkeypatch):
+    step = train.TextConditionalTrainer.train_step
+
+    def interrupted(self, *args):
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *args)
+
+    monkeypatch.setattr(train.TextConditionalTrainer, "train_step", interrupted)
+    status, out, err = command(train, "--demo", *TINY, "--out", "run")
+    assert status == 130 and "stopped after step 3" in out and "--resume" in out and not err
+    assert flowclip.load_checkpoint("run/checkpoint.pt")[1]["step"] == 3
+
+
+def test_digits():
+    images, labels, captions = train.load_data("digits")
+    assert images.shape == (1797, 1, 8, 8) and images.dtype == torch.uint8 and images.max() == 255
+    assert captions[1] == "a photo of a one" and captions[8] == "a photo of an eight"
+    assert labels[:10].tolist() == list(range(10))
+    assert train.load_data("digits", 32)[0].shape == (1797, 1, 32, 32)
+
+
+@pytest.mark.spec("DATA-3")
+def test_cifar10_comes_from_torchvision(monkeypatch):
+    asked = []
+
+    def stub(root, download):
+        asked.append((root, download))
+        return SimpleNamespace(data=np.arange(4 * 32 * 32 * 3, dtype=np.uint8).reshape(4, 32, 32, 3), targets=[6, 9, 0, 5])
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", stub)
+    images, labels, captions = train.load_data("cifar10")
+    assert asked == [("data", True)] and images.shape == (4, 3, 32, 32) and images.dtype == torch.uint8
+    assert images[0, :, 0, 1].tolist() == [3, 4, 5] and labels.tolist() == [6, 9, 0, 5] and captions[5] == "a photo of a dog"
+
+
+@pytest.mark.spec("DATA-6")
+def test_a_folder_of_images(command, tmp_path):
+    files = {"fire_truck/b.png": ((12, 8), "red"), "fire_truck/a.jpg": ((8, 8), "blue"), "owl/c.png": ((8, 16), "lime")}
+    for name, (size, color) in files.items():
+        path = tmp_path / "my" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, color).save(path, quality=100)
+    (tmp_path / "my/owl/c.txt").write_text("an owl at night\n")
+    images, labels, captions = train.load_data(str(tmp_path / "my"))
+    assert images.shape == (3, 3, 8, 8) and captions == ["a photo of a fire truck", "an owl at night"]
+    assert labels.tolist() == [0, 0, 1]
+    for image, color in zip(images, ([0, 0, 255], [255, 0, 0], [0, 255, 0])):  # in the order of their names
+        assert (image.flatten(1).float().mean(1) - torch.tensor(color)).abs().max() < 4
+    assert train.load_data(str(tmp_path / "my"), 4)[0].shape == (3, 3, 4, 4)
+    options = ["--clip-weights", "untrained", "--patch-size", "4", "--batch-size", "2", *TINY, "--max-steps", "2"]
+    status, out, err = command(train, "--data", "my", *options)
+    assert status == 0 and "3 images 3x8x8, 2 captions" in out and (tmp_path / "runs/my/samples.png").is_file()
+    status, out, _ = command(sample, "an owl at night", "--steps", "1")
+    assert status == 0 and "runs/my/checkpoint.pt: step 2" in out and (tmp_path / "samples.png").is_file()
+
+
+def one_line(result, *words):
+    status, out, err = result
+    assert status == 2 and len(err.splitlines()) == 1 and "Traceback" not in err, (status, err)
+    assert all(word in err for word in words), err
+
+
+def test_no_network_ends_in_one_line(command, monkeypatch, tmp_path):
+    def refuse(*args, **kwargs):
+        raise urllib.error.URLError("no network in this test")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", refuse)
+    one_line(command(train, "--epochs", 30), "could not download CIFAR-10", "ways on: ")
+    monkeypatch.setattr(flowclip.huggingface_hub, "get_session", refuse)
+    monkeypatch.setattr(flowclip.open_clip, "download_pretrained", refuse)
+    one_line(command(train, "--data", "digits"), "could not download the CLIP weights 'openai'", "ways on: ")
+    assert not list(tmp_path.iterdir()), "nothing was created"
+
+
+def test_mistakes_end_in_one_line(command, tmp_path):
+    (tmp_path / "empty").mkdir()
+    one_line(command(sample, "a photo of a dog", "--cfg", 7.5), "no checkpoint in runs/*/checkpoint.pt", "ways on: ")
+    one_line(command(sample, "x", "--checkpoint", "no.pt"), "no checkpoint file at no.pt")
+    one_line(command(sample, "x", "--n", 0), "--n is 0")
+    one_line(command(train, "--data", "nowhere"), "neither cifar10, digits, nor a folder")
+    one_line(command(train, "--data", "empty"), "any class folder in empty", "ways on: ")
+    one_line(command(train, "--demo", "--batch-size", 5000), "--batch-size is 5000, expected 1 to 1797")
+    one_line(command(train, "--demo", "--heads", 3), "embed_dim is 128, expected a multiple of num_heads = 3")
+    one_line(command(train, "--demo", "--clip-weights", "no.pt"), "CLIP weights 'no.pt': no such file")
+    one_line(command(train, "--demo", "--resume"), "no checkpoint file at runs/demo/checkpoint.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"], "nothing was created"
+
+
+def test_other_text_weights_are_refused(command, encoder, tmp_path):
+    state = encoder.tower.state_dict()
+    torch.save(state, "right.pt")
+    torch.save({name: tensor + 0.01 * torch.randn_like(tensor) for name, tensor in state.items()}, "wrong.pt")
+    options = [*TINY, "--data", "digits", "--patch-size", 4, "--max-steps", 1]
+    assert command(train, *options, "--clip-weights", "right.pt")[0] == 0
+    assert flowclip.load_checkpoint("runs/digits/checkpoint.pt")[1]["clip_weights"] == "right.pt"
+    assert command(sample, "", "--steps", 1)[0] == 0
+    one_line(command(sample, "x", "--clip-weights", "wrong.pt"), "'wrong.pt' differ from", "right.pt")
+    (tmp_path / "right.pt").rename("moved.pt")
+    one_line(command(sample, "x"), "CLIP weights 'right.pt': no such file")
+    assert command(sample, "x", "--steps", 1, "--clip-weights", "moved.pt")[0] == 0
+
+
+def test_the_picture_is_of_the_averaged_weights(command, monkeypatch):
+    seen = []
+    real = flowclip.sample_text_conditional
+    monkeypatch.setattr(flowclip, "sample_text_conditional", lambda model, *a, **k: seen.append(model) or real(model, *a, **k))
+    assert command(train, "--demo", *TINY, "--max-steps", 3, "--ema", 0.5)[0] == 0
+    assert command(sample, "x", "--steps", 1)[0] == 0
+    ema, raw = (flowclip.read_checkpoint("runs/demo/checkpoint.pt")[key] for key in ("model", "training"))
+    for model in seen:
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, ema[name])
+    assert any(not torch.equal(ema[name], tensor) for name, tensor in raw["model"].items()) and len(seen) == 2

@@ -1,0 +1,119 @@
+"""The documents are held to the code: statements, commands, examples, links."""
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import sample
+import train
+from tests.conftest import ROOT
+
+CHAPTERS = sorted((ROOT / "docs").glob("[1-7]-*.md"))
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "README.md", *CHAPTERS]
+NAME = r"[A-Z]+-\d+"
+
+
+def statements():
+    """{name: chapter} of every "- **[NAME]** ..." in docs/."""
+    found = [(name, path.name) for path in CHAPTERS for name in re.findall(rf"^- \*\*\[({NAME})\]\*\*", path.read_text(), re.M)]
+    assert len(found) == len(dict(found)), "a number is used twice"
+    return dict(found)
+
+
+def marks():
+    """The statements that tests are marked with."""
+    tests = [path.read_text() for path in (ROOT / "tests").glob("test_*.py")]
+    lines = [line for text in tests for line in re.findall(r"@pytest\.mark\.spec\((.*)\)", text)]
+    return {name for line in lines for name in re.findall(NAME, line)}
+
+
+def comments(path):
+    """The statements that stand in a comment or a docstring of the code, after its own title."""
+    text = path.read_text().split('"""', 2)[2]
+    return set(re.findall(rf"\[({NAME})\]", text))
+
+
+def test_seven_chapters_with_statements():
+    assert [path.name[0] for path in CHAPTERS] == list("1234567") and len(statements()) >= 45
+
+
+def test_every_statement_has_a_test_and_every_mark_a_statement():
+    assert marks() == set(statements())
+
+
+def test_every_statement_stands_in_the_code():
+    training = {name for name in statements() if name.startswith("TRAIN-")}
+    assert comments(ROOT / "flowclip.py") == set(statements()) - training
+    assert comments(ROOT / "train.py") == training
+
+
+def test_numbers_are_counted_without_a_gap():
+    numbers = {}
+    for name in statements():
+        prefix, number = name.split("-")
+        numbers.setdefault(prefix, []).append(int(number))
+    for prefix, counted in numbers.items():
+        assert sorted(counted) == list(range(1, len(counted) + 1)), prefix
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_mentioned_statements_exist(path):
+    assert set(re.findall(rf"\[({NAME})\]", path.read_text())) <= set(statements())
+
+
+def split_example(path):
+    """The last section of a chapter: indented code, and after it, indented too, what it prints."""
+    lines = path.read_text().split("## Try it\n")[1].split("\nSource")[0]
+    parts = [part for part in re.split(r"\n\n(?=    )", lines) if part.strip()]
+    return tuple(re.sub(r"^    ", "", part, flags=re.M) for part in ("\n\n".join(parts[:-1]), parts[-1]))
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
+def test_the_example_prints_what_the_chapter_says(path, recwarn):
+    example, printed = split_example(path)
+    torch.manual_seed(0)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(example, path.name, "exec"), {})
+    assert said.getvalue().strip() == printed.strip()
+
+
+def commands(path):
+    text = path.read_text()
+    text = re.sub(r"\s*\\\n\s*", " ", text)
+    inline = [re.sub(r"\s+", " ", part) for part in re.findall(r"`([^`]+)`", re.sub(r"\n{2,}", "``", text))]
+    for line in [*text.splitlines(), *inline]:
+        for part in line.split("&&"):
+            part = part.split("  #")[0].strip()
+            if re.match(r"python (train|sample)\.py( |$)", part) and "[" not in part and "..." not in part:
+                yield part
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_use_flags_that_exist(path, monkeypatch):
+    for command in commands(path):
+        module = {"train.py": train, "sample.py": sample}[command.split()[1]]
+        monkeypatch.setattr("sys.argv", shlex.split(command)[1:])
+        try:
+            module.parse_args()
+        except SystemExit as stop:
+            assert stop.code == 0, f"{path.name}: {command}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_pictures_resolve(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), f"{path.name} points to {target}"
+    for picture in (ROOT / "docs").glob("*.png"):
+        assert picture.stat().st_size < 300_000, picture
+
+
+def test_sizes_that_a_reader_was_promised():
+    for name, most in {"flowclip.py": 500, "train.py": 320, "sample.py": 170}.items():
+        assert len(Path(ROOT / name).read_text().splitlines()) <= most, name
