@@ -2,10 +2,9 @@
 
     prompt --CLIP--> Z --cross-attention--> DiT predicts v --guided Euler steps--> image
 
-Read it from top to bottom beside docs/: a section is a chapter, and a numbered statement of the docs, such as
-[ATTN-3], stands at the line that implements it. `pytest` checks them all. Symbols: images x_0 [B, C, H, W] in
-[-1, 1]; noise x_1; time t [B], 0 = image, 1 = noise; v = x_1 - x_0; text vectors Z [B, M, D], called `context`;
-`mask` [B, M] bool, True = a real token; w is `cfg_scale`; N = (H/p)(W/p) patches. What does not fit: ValueError.
+Read it beside docs/: a section is a chapter, and a numbered statement of the docs, such as [ATTN-3], stands at the line
+that implements it. Symbols: images x_0 [B, C, H, W] in [-1, 1]; noise x_1; time t [B], 0 = image, 1 = noise; v = x_1 - x_0;
+text vectors Z [B, M, D], called `context`; `mask` [B, M] bool, True = a real token; w is `cfg_scale`; N = (H/p)(W/p).
 """
 
 import difflib
@@ -38,15 +37,15 @@ def check_shape(name, tensor, *shape):
 class CLIPTextEncoder(nn.Module):
     """The frozen text half of CLIP (Radford et al. 2021) of an open_clip `model_name`; OpenAI's weights need QuickGELU.
     pretrained: an open_clip tag, downloaded once; a file that holds the text tower; or "untrained", random weights from
-    a fixed seed, which tell prompts apart but know no meaning. ConnectionError where a download fails.
-    """
+    a fixed seed, which tell prompts apart but know no meaning. ConnectionError where a download fails."""
     def __init__(self, model_name="ViT-B-32-quickgelu", pretrained="openai", device=None):
         super().__init__()
         config = open_clip.get_model_config(model_name)
-        known = config is not None and "hf_model_name" not in config["text_cfg"]
+        plain = {"context_length", "vocab_size", "width", "heads", "layers"}
+        known = config is not None and config["text_cfg"].keys() <= plain
         near = difflib.get_close_matches(model_name, open_clip.list_models()) or ["ViT-B-32-quickgelu"]
         require(known, f"{model_name!r} is not a model with CLIP's own text tower; near it: {', '.join(near)}")
-        shape = {"output_dim": config["embed_dim"], **config["text_cfg"]}
+        shape = config["text_cfg"] | {"output_dim": config["embed_dim"]}
         activation = QuickGELU if config.get("quick_gelu") else nn.GELU  # [CLIP-10] x sigmoid(1.702 x)
         with torch.random.fork_rng(devices=[]):  # [CLIP-12] one fixed seed; the global RNG stays as it was
             torch.default_generator.manual_seed(0)
@@ -67,8 +66,8 @@ class CLIPTextEncoder(nn.Module):
     def tokenize(self, prompts):
         """One string or a list -> ids [B, M]: BOS, byte-pair tokens, EOS, then 0. Too long: cut, with a warning."""
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        strings = bool(prompts) and all(isinstance(prompt, str) for prompt in prompts)
-        require(strings, f"prompts are {prompts!r:.80}, expected a string or a non-empty list of strings")
+        strings = all(isinstance(prompt, str) for prompt in prompts)
+        require(prompts and strings, f"prompts are {prompts!r:.80}, expected a string or a non-empty list of strings")
         for prompt, one_more in zip(prompts, self.tokenizer(prompts, self.max_length + 1)):
             if one_more[-1] != 0:
                 warnings.warn(f"prompt cut at {self.max_length} tokens: {prompt[:60]!r}...", stacklevel=2)
@@ -108,8 +107,7 @@ def load_tower(tower, model_name, pretrained):
         state = {name.removeprefix("text."): tensor for name, tensor in state.items()}
         tower.load_state_dict({name: state[name] for name in tower.state_dict()})  # [CLIP-11] all of it, or refused
     except Exception as error:
-        reason = str(error).strip().split("\n")[-1].strip()
-        raise ValueError(f"{path} holds no text tower of {model_name}: {type(error).__name__} {reason:.150}") from None
+        raise ValueError(f"{path} holds no text tower of {model_name}: {' '.join(str(error).split())[-150:]}") from None
 
 
 def download_weights(model_name, tag):
@@ -140,13 +138,11 @@ def trim_context(Z, mask):
 # ---- 2. Cross-attention (docs/2-attention.md): where an image patch reads the text -------------------------
 class CrossAttention(nn.Module):
     """Multi-head attention from x [B, N, embed_dim] to context [B, M, context_dim] (Vaswani et al. 2017); chapter 2.
-    mask [B, M] bool, True = may be read. Self-attention is the same equation with context = x.
-    """
+    mask [B, M] bool, True = may be read. Self-attention is the same equation with context = x."""
     def __init__(self, embed_dim, context_dim, num_heads=8):
         super().__init__()
         require(embed_dim % num_heads == 0, f"embed_dim is {embed_dim}, expected a multiple of num_heads = {num_heads}")
-        self.num_heads = num_heads
-        self.head_dim = embed_dim // num_heads
+        self.num_heads, self.head_dim = num_heads, embed_dim // num_heads
         self.scale = self.head_dim**-0.5  # of one head, not of embed_dim
         self.q_proj = nn.Linear(embed_dim, embed_dim)
         self.k_proj = nn.Linear(context_dim, embed_dim)
@@ -156,16 +152,21 @@ class CrossAttention(nn.Module):
     def split_heads(self, x):
         return rearrange(x, "b n (h d) -> b h n d", h=self.num_heads)  # [ATTN-2]
 
+    def hide(self, context, mask):
+        if mask is None:
+            return context
+        require(mask.dtype == torch.bool, f"mask has dtype {mask.dtype}, expected torch.bool (True = a real token)")
+        check_shape("mask", mask, *context.shape[:2])
+        return context.masked_fill(rearrange(~mask, "b m -> b m 1"), 0)  # [ATTN-4] a weight of 0 times NaN would be NaN
+
     def attention_weights(self, x, context, mask=None):
         """-> A [B, heads, N, M]: rows sum to 1, a masked token weighs exactly 0."""
         check_shape("x", x, "B", "N", self.q_proj.in_features)
         check_shape("context", context, len(x), "M", self.k_proj.in_features)
-        q, k = self.split_heads(self.q_proj(x)), self.split_heads(self.k_proj(context))  # [ATTN-1]
+        q, k = self.split_heads(self.q_proj(x)), self.split_heads(self.k_proj(self.hide(context, mask)))  # [ATTN-1]
         scores = einsum(q, k, "b h n d, b h m d -> b h n m") * self.scale  # [ATTN-3]
         if mask is None:
             return scores.softmax(dim=-1)
-        require(mask.dtype == torch.bool, f"mask has dtype {mask.dtype}, expected torch.bool (True = a real token)")
-        check_shape("mask", mask, *context.shape[:2])
         hidden = rearrange(~mask, "b m -> b 1 1 m")
         A = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(dim=-1)
         return A.masked_fill(hidden, 0)  # [ATTN-4] exactly 0 [ATTN-5] nothing to read: a row of zeros, not NaN
@@ -173,9 +174,7 @@ class CrossAttention(nn.Module):
     def forward(self, x, context, mask=None):
         """-> [B, N, embed_dim]. No position enters here: [ATTN-8] tokens and [ATTN-9] patches may be permuted."""
         A = self.attention_weights(x, context, mask)
-        if mask is not None:
-            context = context.masked_fill(rearrange(~mask, "b m -> b m 1"), 0)  # [ATTN-4] 0 x NaN would be NaN
-        v = self.split_heads(self.v_proj(context))  # [ATTN-1]
+        v = self.split_heads(self.v_proj(self.hide(context, mask)))  # [ATTN-1]
         heads = einsum(A, v, "b h n m, b h m d -> b h n d")
         return self.out_proj(rearrange(heads, "b h n d -> b n (h d)"))  # [ATTN-6]
 
@@ -193,13 +192,14 @@ def unpatchify(patches, patch_size, height=None):
     """[B, N, p p C] -> [B, C, H, W], the exact inverse of patchify. `height`: H in pixels, default a square image."""
     check_shape("patches", patches, "B", "N", "ppC")
     rows = height // patch_size if height else math.isqrt(patches.shape[1])
-    columns = patches.shape[1] // rows if height else rows
+    columns = patches.shape[1] // max(1, rows) if height else rows
     check_shape("patches", patches, "B", rows * columns, patches.shape[2] // patch_size**2 * patch_size**2)
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, p=patch_size, q=patch_size)  # [PATCH-2]
 
 
 def sinusoids(values, dim):
     """values [...] -> [..., dim]: dim/2 cosines, then dim/2 sines, of wavelengths 2 pi to 2 pi 10,000; float32."""
+    require(dim % 2 == 0, f"dim is {dim}, expected an even number")
     frequencies = torch.exp(-math.log(10_000) * torch.arange(dim // 2, device=values.device) / (dim // 2))
     angles = values[..., None].float() * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
@@ -262,8 +262,7 @@ class DiT(nn.Module):
         self.image_shape, self.patch_size, self.embed_dim = (in_channels, img_size, img_size), patch_size, embed_dim
         patch_dim, cond_dim = patch_size**2 * in_channels, 4 * embed_dim
         self.patch_embed = nn.Linear(patch_dim, embed_dim)
-        positions = position_embedding_2d(embed_dim, img_size // patch_size)
-        self.register_buffer("positions", positions, persistent=False)  # [POS-2] fixed
+        self.register_buffer("positions", position_embedding_2d(embed_dim, img_size // patch_size), persistent=False)  # [POS-2]
         self.time_mlp = nn.Sequential(nn.Linear(embed_dim, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
         self.blocks = nn.ModuleList(DiTBlock(embed_dim, cond_dim, num_heads, mlp_ratio, context_dim) for _ in range(depth))
         self.final_norm = nn.LayerNorm(embed_dim)
@@ -312,11 +311,11 @@ class TextConditionalDiT(DiT):
     def __init__(
         self, img_size=32, patch_size=4, in_channels=3, embed_dim=256, depth=6, num_heads=8, mlp_ratio=4.0, context_dim=512
     ):
-        super().__init__(img_size, patch_size, in_channels, embed_dim, depth, num_heads, mlp_ratio, context_dim=context_dim)
+        sizes = {"img_size": img_size, "patch_size": patch_size, "in_channels": in_channels, "embed_dim": embed_dim}
+        config = sizes | {"depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "context_dim": context_dim}
+        super().__init__(**config)
+        self.config = config  # from which a checkpoint builds the model again
         self.context_proj = nn.Linear(context_dim, context_dim)
-        names = "img_size", "patch_size", "in_channels", "embed_dim", "depth", "num_heads", "mlp_ratio", "context_dim"
-        sizes = img_size, patch_size, in_channels, embed_dim, depth, num_heads, mlp_ratio, context_dim
-        self.config = dict(zip(names, sizes))  # a checkpoint builds the model from it
 
     def forward(self, xt, t, context, mask=None):
         """xt [B, C, H, W], t [B], context [B, M, context_dim], mask [B, M] -> v [B, C, H, W]."""
@@ -364,6 +363,7 @@ def drop_text(context, mask, null_context, null_mask, drop):
     null_context [1, M, D] and null_mask [1, M], or one per sample. Returns new tensors."""
     check_shape("drop", drop, len(context))
     check_shape("null_context", null_context, "B", *context.shape[1:])
+    check_shape("null_mask", null_mask, "B", *mask.shape[1:])
     context = torch.where(rearrange(drop, "b -> b 1 1"), null_context, context)  # [DROP-1] [DROP-2] sample by sample
     return context, torch.where(rearrange(drop, "b -> b 1"), null_mask, mask)  # [DROP-1] the mask goes with it
 
@@ -371,16 +371,17 @@ def drop_text(context, mask, null_context, null_mask, drop):
 def cfg_velocity(model, x, t, context, mask, null_context, null_mask, cfg_scale):
     """v_uncond + w (v_cond - v_uncond) -> [B, C, H, W]: w = 0 ignores the text, w = 1 obeys it, w > 1 exaggerates it.
     x [B, C, H, W], t [B], context [B, M, D], mask [B, M], null_* as in drop_text; w a number or one per sample [B]."""
+    check_shape("null_context", null_context, "B", *context.shape[1:])
     null_context, null_mask = null_context.expand_as(context), null_mask.expand_as(mask)
     if torch.is_tensor(cfg_scale):
         check_shape("cfg_scale", cfg_scale, len(x))
-        cfg_scale = rearrange(cfg_scale, "b -> b 1 1 1")  # [CFG-4] one w a sample
+        cfg_scale = rearrange(cfg_scale.to(x), "b -> b 1 1 1")  # [CFG-4] one w a sample
     elif cfg_scale == 1:
         return model(x, t, context, mask)  # [CFG-2] one pass
     elif cfg_scale == 0:
         return model(x, t, null_context, null_mask)  # [CFG-2]
     both = torch.cat([context, null_context]), torch.cat([mask, null_mask])
-    v_cond, v_uncond = model(torch.cat([x, x]), torch.cat([t, t]), *both).chunk(2)  # [CFG-3] one batched pass
+    v_cond, v_uncond = model(torch.cat([x, x]), torch.cat([t, t]), *both).to(x.dtype).chunk(2)  # [CFG-3] one batched pass
     return v_uncond + cfg_scale * (v_cond - v_uncond)  # [CFG-1]
 
 
@@ -389,7 +390,7 @@ def interpolate(x0, x1, t):
     """The straight path: (x_t, v), both of x0's shape; t [B]."""
     check_shape("x1", x1, *x0.shape)
     check_shape("t", t, len(x0))
-    t = t.view(-1, *[1] * (x0.ndim - 1))  # [B, 1, ..., 1]
+    t = rearrange(t, "b -> b" + " 1" * (x0.ndim - 1))
     xt = (1 - t) * x0 + t * x1  # [FLOW-1]
     return xt, x1 - x0  # [FLOW-2] v = d x_t / d t
 
@@ -407,8 +408,7 @@ def flow_matching_loss(model, x0, context, mask, *, x1=None, t=None):
 def integrate(velocity, x1, num_steps, solver="euler", callback=None):
     """Solve dx/dt = velocity(x, t [B]) from x1 at t = 1 down to t = 0 in `num_steps` equal steps -> x_0 of x1's shape.
     "euler": one evaluation a step, first order. "heun": two, second order (Karras et al. 2022). callback(n, t, x) sees
-    the state x that step n = 1 .. num_steps has reached, at t = 1 - n / num_steps.
-    """
+    the state x that step n = 1 .. num_steps has reached, at t = 1 - n / num_steps."""
     require(solver in ("euler", "heun"), f"solver is {solver!r}, expected 'euler' or 'heun'")
     require(num_steps >= 1, f"num_steps is {num_steps}, expected at least 1")
     x = x1.to(torch.promote_types(x1.dtype, torch.float32))  # [SAMPLE-6] the state keeps float32 under bf16
@@ -431,13 +431,12 @@ def sample_text_conditional(
     noise=None, generator=None, solver="euler", progress=True,
 ):  # fmt: skip
     """Prompts (a string or a list of B) -> images [B, C, H, W], about [-1, 1], by guided integration from noise.
-    noise [B, C, H, W]: drawn from `generator` unless given. cfg_scale: a number or a tensor [B]. device: the model's.
-    """
+    noise [B, C, H, W]: drawn from `generator` unless given. cfg_scale: a number or a tensor [B]. device: the model's."""
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     device = device or next(model.parameters()).device
-    if noise is None:
-        noise_device = generator.device if generator else device
-        noise = torch.randn(len(prompts), *image_shape, generator=generator, device=noise_device)  # [SAMPLE-4]
+    if noise is None:  # [SAMPLE-4]
+        place = generator.device if generator else device
+        noise = torch.randn(len(prompts), *image_shape, generator=generator, device=place)
     check_shape("noise", noise, len(prompts), *image_shape)
     Z, mask = (tensor.to(device) for tensor in trim_context(*text_encoder([*prompts, ""])))
     modes = {module: module.training for module in model.modules()}
@@ -449,7 +448,7 @@ def sample_text_conditional(
 
     model.eval()
     try:
-        return integrate(velocity, noise.to(device), num_steps, solver)
+        return integrate(velocity, noise.to(device, torch.float32), num_steps, solver)
     finally:
         bar.close()
         for module, training in modes.items():
@@ -474,18 +473,20 @@ def save_checkpoint(path, model, meta, training=None):
     """Write the EMA `model`, `meta` (plain data) and what resuming needs: beside `path`, to the disk, then renamed."""
     part = Path(f"{path}.part")
     with open(part, "wb") as file:
-        torch.save({"format": "flowclip-1", "model": model.state_dict(), "meta": meta, "training": training}, file)
+        torch.save({"model": model.state_dict(), "meta": meta, "training": training}, file)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
 
 
 def read_checkpoint(path):
-    """-> the dict of save_checkpoint: tensors and plain data, never code. ValueError if it is no such file."""
+    """-> (the EMA model, meta, training) of save_checkpoint: tensors and plain data, never code; else ValueError."""
     require(Path(path).is_file(), f"no checkpoint file at {path}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return {key: checkpoint[key] for key in ("model", "meta", "training")}
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        model = TextConditionalDiT(**checkpoint["meta"]["config"])
+        model.load_state_dict(checkpoint["model"])
+        return model, checkpoint["meta"], checkpoint["training"]
     except Exception as error:
         raise ValueError(f"{path} is not a flowclip checkpoint, or only a part of one ({type(error).__name__})") from None
 
@@ -493,7 +494,5 @@ def read_checkpoint(path):
 def load_checkpoint(path, device="cpu"):
     """-> (model, meta): the EMA model in eval mode, ready to sample, and meta, a dict with the keys config, clip,
     clip_weights, clip_null, captions, image_shape (C, H, W), epoch, step, losses (a mean an epoch)."""
-    checkpoint = read_checkpoint(path)
-    model = TextConditionalDiT(**checkpoint["meta"]["config"])
-    model.load_state_dict(checkpoint["model"])
-    return model.to(device).eval(), checkpoint["meta"]
+    model, meta, _ = read_checkpoint(path)
+    return model.to(device).eval(), meta

@@ -28,20 +28,21 @@ def run_script(main, ways_on):
         main()
     except (ValueError, OSError) as error:
         hint = f"; ways on: {ways_on}" if isinstance(error, ConnectionError | FileNotFoundError) else ""
-        print(f"{Path(sys.argv[0]).name}: error: {error}{hint}", file=sys.stderr)
+        reason = str(error).strip().splitlines()[-1:]  # a worker's traceback ends in what matters
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(reason)}{hint}", file=sys.stderr)
         sys.exit(2)
 
 
 def save_picture(path, images, columns, titles=None, rows=None):
     """A labelled grid of uint8 images [C, H, W] (None: an empty cell), every pixel a square of whole pixels."""
-    zoom = max(1, 128 // images[0].shape[-1])
+    zoom = -(-128 // images[0].shape[-1])  # a cell has at least 128 pixels
     cell, gap, left, top = images[0].shape[-1] * zoom, 8, 200 if rows else 8, 34 if titles else 8
     width, height = left + columns * (cell + gap), -(-len(images) // columns) * (cell + top) + gap
     canvas = np.full((height, width, 3), 255, dtype=np.uint8)
     figure = plt.figure(figsize=((width + 0.5) / 100, (height + 0.5) / 100), dpi=100)
 
-    def write(x, y, text, most, wrap, **style):
-        text = textwrap.fill(textwrap.shorten(text, most, placeholder=" ..."), wrap)
+    def write(x, y, text, wrap, lines, **style):
+        text = "\n".join(textwrap.wrap(text, wrap, max_lines=lines, placeholder=" ..."))
         figure.text(x / width, 1 - y / height, text, parse_math=False, **style)
 
     for i, image in enumerate(images):
@@ -50,9 +51,9 @@ def save_picture(path, images, columns, titles=None, rows=None):
             pixels = repeat(image.cpu().expand(3, -1, -1), "c h w -> (h zh) (w zw) c", zh=zoom, zw=zoom)
             canvas[y : y + cell, x : x + cell] = pixels.numpy()
         if titles:
-            write(x + cell / 2, y - 4, titles[i], 44, 22, ha="center", va="bottom", fontsize=8)
+            write(x + cell / 2, y - 4, titles[i], 22, 2, ha="center", va="bottom", fontsize=8)
         if rows and i % columns == 0:
-            write(x - 12, y + cell / 2, rows[i // columns], 120, 26, ha="right", va="center", fontsize=9)
+            write(x - 12, y + cell / 2, rows[i // columns], 26, 5, ha="right", va="center", fontsize=9)
     figure.figimage(canvas)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -141,15 +142,15 @@ def main():
         w = scales[0] if len(set(scales)) == 1 else torch.tensor(scales, device=device)
         images += draw(texts, w, noise[draws])
 
-    columns = len(args.cfg) * args.n
-    shown = min(columns, 16)  # of a row; --save-dir keeps them all
-    if columns == 1:
-        save_picture(args.out, images, min(5, len(prompts)), titles=prompts)
+    few = max(1, 16 // len(args.cfg))  # draws in the picture; --save-dir keeps them all
+    shown = [image for (_, _, i), image in zip(jobs, images) if i < few]
+    first = [(w, i) for _, w, i in jobs[: len(args.cfg) * args.n] if i < few]
+    headers = [f"w = {w:g}" + (f", draw {i + 1}" if args.n > 1 else "") for w, i in first]
+    if len(headers) > 1:
+        save_picture(args.out, shown, len(headers), headers + [""] * (len(shown) - len(headers)), rows=prompts)
     else:
-        titles = [f"w = {w:g}" + (f", draw {i + 1}" if args.n > 1 else "") for _, w, i in jobs[:shown]]
-        cells = [image for row in range(len(prompts)) for image in images[row * columns : row * columns + shown]]
-        save_picture(args.out, cells, shown, titles + [""] * (len(cells) - shown), rows=prompts)
-    print(f"{args.out}: {len(images)} images, {args.steps} {args.solver} steps")
+        save_picture(args.out, shown, min(5, len(prompts)), titles=prompts)
+    print(f"{args.out}: {len(shown)} of {len(images)} images, {args.steps} {args.solver} steps")
 
     if args.save_dir:
         args.save_dir.mkdir(parents=True, exist_ok=True)

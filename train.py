@@ -3,8 +3,12 @@
 import argparse
 import copy
 import itertools
+import math
+import operator
 import os
+import shlex
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -13,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torchvision
+from einops import rearrange
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.transforms import v2
@@ -32,11 +37,12 @@ PROGRESS = ("step", "epoch", "batch", "losses", "epoch_loss", "recent", "seen", 
 def load_data(name, img_size=None):
     """-> images uint8 [N, C, H, W], labels int64 [N], captions (one a label). `name`: cifar10, digits, or a folder."""
     if name == "cifar10":
+        socket.setdefaulttimeout(20)  # seconds: torchvision's download has no limit of its own
         try:
             cifar = torchvision.datasets.CIFAR10(root="data", download=True)
         except (OSError, RuntimeError) as error:
             raise ConnectionError(f"could not download CIFAR-10 into data/ ({type(error).__name__})") from None
-        images, labels = torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(cifar.targets)
+        images, labels = rearrange(torch.from_numpy(cifar.data), "n h w c -> n c h w").contiguous(), cifar.targets
         captions = flowclip.make_cifar10_captions(range(10))
     elif name == "digits":
         from sklearn.datasets import load_digits
@@ -51,7 +57,7 @@ def load_data(name, img_size=None):
         raise ValueError(f"--data {name}: neither cifar10, digits, nor a folder that exists")
     if img_size:
         images = v2.functional.resize(images, [img_size, img_size], antialias=True)
-    return images, torch.as_tensor(labels).long(), captions
+    return images, torch.as_tensor(labels, dtype=torch.long), captions
 
 
 def load_folder(name, img_size=None):
@@ -62,7 +68,8 @@ def load_folder(name, img_size=None):
     images, done = torch.empty(len(folder), 3, size, size, dtype=torch.uint8), 0
     loader = torch.utils.data.DataLoader(folder, batch_size=256, num_workers=min(8, os.cpu_count()))
     for batch, _ in tqdm(loader, desc=f"reading {name}", leave=False, disable=None):
-        images[done : done + len(batch)], done = batch, done + len(batch)
+        images[done : done + len(batch)] = batch
+        done += len(batch)
     captions = [flowclip.caption_of_file(path) for path, _ in folder.samples]
     label = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
     return images, torch.tensor([label[caption] for caption in captions]), list(label)
@@ -111,29 +118,27 @@ class TextConditionalTrainer:
         self.epoch_loss = torch.zeros((), device=self.device)  # the sum stays on the device: no host sync a step
         self.recent, self.seen, self.seconds = [], 0, 0.0  # losses, images and time since the last row of metrics.csv
         self.stop = None  # a signal's number ends the run after the step
-        self.rows, self.texts = {}, []  # caption -> its row of Z and mask; row 0 is the null text
+        self.texts = {}  # caption -> Z of its real tokens [length, D]; "" is the null text
         self.encode_captions([""])
 
     def encode_captions(self, captions):
-        """Each distinct caption meets CLIP once, and only its real tokens are kept; one row of Z and mask each."""
-        new = list(dict.fromkeys(caption for caption in captions if caption not in self.rows))
+        """Each distinct caption meets CLIP once, and only its real tokens are kept."""
+        new = list(dict.fromkeys(caption for caption in captions if caption not in self.texts))
         for part in (new[i : i + 256] for i in range(0, len(new), 256)):
-            self.texts += [Z[mask] for Z, mask in zip(*self.text_encoder(part))]  # [TRAIN-3]
-        if new:
-            self.rows |= {caption: len(self.rows) + i for i, caption in enumerate(new)}
-            self.Z = pad_sequence(self.texts, batch_first=True)  # [rows, longest, D]
-            lengths = torch.tensor([len(text) for text in self.texts], device=self.device)
-            self.mask = torch.arange(self.Z.shape[1], device=self.device) < lengths[:, None]
+            self.texts |= {caption: Z[mask] for caption, Z, mask in zip(part, *self.text_encoder(part))}  # [TRAIN-3]
 
     def train_step(self, images, captions):
         """One step of the optimiser and of the EMA -> the loss, still on the device."""
         images, rand = images.to(self.device), generator(self.device, self.seed, self.step, 1)  # [TRAIN-4]
         self.encode_captions(captions)
-        rows = torch.tensor([self.rows[caption] for caption in captions]).to(self.device, non_blocking=True)
+        texts = [self.texts[caption] for caption in [*captions, ""]]
+        Z = pad_sequence(texts, batch_first=True)  # [B + 1, longest, D], the last is the null text
+        lengths = torch.tensor([[len(text)] for text in texts]).to(self.device, non_blocking=True)
+        mask = torch.arange(Z.shape[1], device=self.device) < lengths
         x1 = torch.randn(images.shape, generator=rand, device=self.device)
         t, coin = torch.rand(2, len(images), generator=rand, device=self.device)
         drop = coin < self.text_drop_prob  # [TRAIN-2] one coin a sample
-        context, mask = flowclip.drop_text(self.Z[rows], self.mask[rows], self.Z[:1], self.mask[:1], drop)
+        context, mask = flowclip.drop_text(Z[:-1], mask[:-1], Z[-1:], mask[-1:], drop)
         with flowclip.autocast(self.device, self.precision):
             loss = flowclip.flow_matching_loss(self.forward, images, context, mask, x1=x1, t=t)
         self.optimizer.param_groups[0]["lr"] = self.lr * min(1, (self.step + 1) / max(1, self.warmup))  # [TRAIN-5]
@@ -145,17 +150,17 @@ class TextConditionalTrainer:
         get_ema_multi_avg_fn(decay)(list(self.ema_model.parameters()), list(self.model.parameters()), None)
         return loss.detach()
 
-    def train(self, num_epochs, max_steps=None):
+    def train(self, num_epochs, max_steps=math.inf):
         """Train for `num_epochs` more epochs, or until step `max_steps` -> losses, one mean loss for each epoch so far."""
         self.model.train()
         for _ in range(num_epochs):
             if hasattr(self.dataloader, "set_epoch"):
                 self.dataloader.set_epoch(self.epoch)
-            size = len(self.dataloader) if hasattr(self.dataloader, "__len__") else None
+            size = operator.length_hint(self.dataloader) or None
             batches, clock = itertools.islice(self.dataloader, self.batch, None), time.perf_counter()
             bar = tqdm(batches, f"epoch {self.epoch + 1}", size, initial=self.batch, leave=False, disable=None)
             for images, labels in bar:
-                if self.step == max_steps or self.stop:
+                if self.step >= max_steps or self.stop:
                     return self.losses
                 loss = self.train_step(images, self.caption_fn(labels))
                 self.epoch_loss, self.batch = self.epoch_loss + loss, self.batch + 1
@@ -184,9 +189,9 @@ class TextConditionalTrainer:
     def save_checkpoint(self, path, run=None):
         """Write what sampling needs (EMA weights, where the text vectors came from) and what resume() needs."""
         meta = {
-            "config": self.model.config, "image_shape": list(self.model.image_shape), "captions": list(self.rows)[1:],
+            "config": self.model.config, "image_shape": list(self.model.image_shape), "captions": list(self.texts)[1:],
             "clip": self.text_encoder.model_name, "clip_weights": self.text_encoder.pretrained,
-            "clip_null": self.texts[0][-1].tolist(), "epoch": self.epoch, "step": self.step, "losses": self.losses,
+            "clip_null": self.texts[""][-1].tolist(), "epoch": self.epoch, "step": self.step, "losses": self.losses,
         }  # fmt: skip
         training = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "run": run or {}}
         training |= {name: getattr(self, name) for name in PROGRESS}
@@ -194,14 +199,13 @@ class TextConditionalTrainer:
 
     def resume(self, path, run=None):
         """Go on where save_checkpoint stopped, also inside an epoch. `run`: settings that must be the same as then."""
-        checkpoint = flowclip.read_checkpoint(path)
-        training = checkpoint["training"]
+        ema_model, _, training = flowclip.read_checkpoint(path)
         for name, now in (run or {}).items():
             then = training["run"].get(name)
             if now != then:
                 raise ValueError(f"--resume: {path} was trained with {name} {then!r}, and now it is {now!r}")
         self.model.load_state_dict(training["model"])
-        self.ema_model.load_state_dict(checkpoint["model"])
+        self.ema_model.load_state_dict(ema_model.state_dict())
         self.optimizer.load_state_dict(training["optimizer"])
         for name in PROGRESS:
             setattr(self, name, training[name])
@@ -219,46 +223,52 @@ def plot_losses(path, metrics, losses, steps_an_epoch):
     figure.savefig(path)
 
 
-def draw_samples(path, trainer, captions, cfg=3.0):
-    """samples.png: one image a caption (of many: 20, spread over the list), from the EMA weights."""
-    shown, shape = captions[:: -(-len(captions) // 20)], trainer.model.image_shape
-    start = {"generator": torch.Generator().manual_seed(trainer.seed), "cfg_scale": cfg}
+def draw_samples(path, trainer, captions):
+    """samples.png: one image a caption (of many: 20, spread over the list) at w = 3, from the EMA weights."""
+    shown, rand = captions[:: -(-len(captions) // 20)], torch.Generator().manual_seed(trainer.seed)
+    model, shape = trainer.ema_model, trainer.model.image_shape
     with flowclip.autocast(trainer.device, trainer.precision):
-        x = flowclip.sample_text_conditional(trainer.ema_model, trainer.text_encoder, shown, shape, **start)
+        x = flowclip.sample_text_conditional(model, trainer.text_encoder, shown, shape, cfg_scale=3.0, generator=rand)
     save_picture(path, list(flowclip.denormalize_images(x)), min(5, len(shown)), titles=shown)
 
 
 def parse_args():
-    wide = lambda prog: argparse.ArgumentDefaultsHelpFormatter(prog, max_help_position=26)  # noqa: E731
-    parser = argparse.ArgumentParser(description="Train a text-to-image model.", formatter_class=wide)
+    parser = argparse.ArgumentParser(description="Train a text-to-image model. In brackets: the default.")
     add = parser.add_argument
     add("--demo", action="store_true", help="a preset: real digits, a small model, no download, under two minutes")
-    add("--data", default="cifar10", help="cifar10 (downloaded into data/), digits, or DIR: a sub-folder of images a class")
-    add("--clip", default="ViT-B-32-quickgelu", metavar="NAME", help="CLIP model, an open_clip name")
-    add("--clip-weights", default="openai", metavar="W", help="openai (downloaded once), PATH, or untrained")
-    add("--epochs", type=int, default=30, help="passes over the data")
-    add("--batch-size", type=int, default=64, help="images a step")
-    add("--lr", type=float, default=1e-4, help="learning rate of AdamW")
-    add("--warmup", type=int, default=0, metavar="STEPS", help="steps in which the rate rises to --lr")
-    add("--weight-decay", type=float, default=0.01, help="of AdamW")
-    add("--text-drop", type=float, default=0.1, help="share of captions replaced by the null text")
-    add("--ema", type=float, default=0.999, help="decay of the averaged weights, which are sampled from")
-    add("--embed-dim", type=int, default=256, help="width of the model")
-    add("--depth", type=int, default=6, help="blocks")
-    add("--heads", type=int, default=8, help="attention heads a block")
-    add("--patch-size", type=int, default=4, help="pixels a side")
-    add("--img-size", type=int, help="pixels a side (None: as the data are)")
-    add("--seed", type=int, default=0, help="of weights, order, noise, times and drops")
-    add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="auto: bf16 where the device is fast in it")
-    add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help="auto: the best at hand")
-    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the model")
-    add("--out", type=Path, metavar="DIR", help="run folder (None: runs/ and the name of the data)")
+    add("--data", default="cifar10", metavar="D", help="cifar10, digits, or DIR: a sub-folder of images a class (%(default)s)")
+    add("--clip", default="ViT-B-32-quickgelu", metavar="NAME", help="CLIP model, an open_clip name (%(default)s)")
+    add("--clip-weights", default="openai", metavar="W", help="openai, a PATH, or untrained (%(default)s)")
+    add("--epochs", type=int, default=30, metavar="N", help="passes over the data (%(default)s)")
+    add("--batch-size", type=int, default=64, metavar="N", help="images a step (%(default)s)")
+    add("--lr", type=float, default=1e-4, metavar="X", help="learning rate of AdamW (%(default)s)")
+    add("--warmup", type=int, default=0, metavar="N", help="steps in which the rate rises to --lr (%(default)s)")
+    add("--weight-decay", type=float, default=0.01, metavar="X", help="of AdamW (%(default)s)")
+    add("--text-drop", type=float, default=0.1, metavar="P", help="share of captions replaced by the null text (%(default)s)")
+    add("--ema", type=float, default=0.999, metavar="X", help="decay of the averaged weights, those sampled from (%(default)s)")
+    add("--embed-dim", type=int, default=256, metavar="N", help="width of the model (%(default)s)")
+    add("--depth", type=int, default=6, metavar="N", help="blocks (%(default)s)")
+    add("--heads", type=int, default=8, metavar="N", help="attention heads a block (%(default)s)")
+    add("--patch-size", type=int, default=4, metavar="N", help="pixels a side (%(default)s)")
+    add("--img-size", type=int, metavar="N", help="pixels a side (as the data are)")
+    add("--seed", type=int, default=0, metavar="N", help="of weights, order, noise, times and drops (%(default)s)")
+    add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="auto: bf16 where it is the faster one (auto)")
+    add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help="auto: the best at hand (auto)")
+    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the model (no)")
+    add("--out", type=Path, metavar="DIR", help="run folder (runs/ and the name of the data)")
     add("--resume", action="store_true", help="go on from the checkpoint in the run folder")
-    add("--max-steps", type=int, metavar="N", help="stop after step N")
-    add("--sample-every", type=int, metavar="EPOCHS", help="draw samples.png also in between")
+    add("--max-steps", type=int, default=math.inf, metavar="N", help="stop after step N (never)")
+    add("--sample-every", type=int, default=math.inf, metavar="N", help="epochs between samples.png (only at the end)")
     if parser.parse_known_args()[0].demo:
         parser.set_defaults(**DEMO)  # what the command line says still wins
-    return parser.parse_args()
+    args = parser.parse_args()
+    counts = ("epochs", "batch_size", "embed_dim", "depth", "heads", "patch_size", "max_steps", "sample_every")
+    for name in counts:
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected at least 1")
+    if not {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(args.device, True):
+        raise ValueError(f"--device {args.device}: there is none here; --device auto takes what there is")
+    return args
 
 
 def main():
@@ -273,7 +283,7 @@ def main():
     shape = {"img_size": size, "patch_size": args.patch_size, "in_channels": channels, "embed_dim": args.embed_dim}
     model = flowclip.TextConditionalDiT(**shape, depth=args.depth, num_heads=args.heads, context_dim=encoder.embed_dim)
     batches = Batches(images.to(device), labels, args.batch_size, args.seed)
-    out = args.out or Path("runs") / Path(args.data).name
+    out = args.out or Path("runs") / Path(args.data).resolve().name
     checkpoint, metrics = out / "checkpoint.pt", out / "metrics.csv"
     trainer = TextConditionalTrainer(
         model, encoder, batches, lambda labels: [captions[label] for label in labels.tolist()],
@@ -286,24 +296,30 @@ def main():
     rows = ["step,epoch,loss,images_per_second"]
     if args.resume:
         trainer.resume(checkpoint, run)
-        rows += [row for row in metrics.read_text().splitlines()[1:] if int(row.split(",")[0]) <= trainer.step]
+        whole = [row.split(",") for row in metrics.read_text().splitlines()[1:] if row.count(",") == 3]
+        rows += [",".join(row) for row in whole if int(row[0]) <= trainer.step]
     out.mkdir(parents=True, exist_ok=True)
     metrics.write_text("\n".join(rows) + "\n")
     with flowclip.autocast(device, args.precision):
         precision = "bf16" if torch.is_autocast_enabled(device.type) else "fp32"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"model: {parameters:,} parameters, {device}, {precision}, torch {torch.__version__}")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: setattr(trainer, "stop", number))
 
-    while trainer.epoch < args.epochs and trainer.step != args.max_steps and not trainer.stop:
+    def stop(number, _):
+        trainer.stop = number
+        signal.signal(number, signal.SIG_DFL)  # a second one stops at once
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    while trainer.epoch < args.epochs and trainer.step < args.max_steps and not trainer.stop:
+        epoch = trainer.epoch
         trainer.train(1, args.max_steps)
         trainer.save_checkpoint(checkpoint, run)
-        if trainer.batch == 0:
+        if trainer.epoch > epoch:
             seconds = time.perf_counter() - start
             print(f"epoch {trainer.epoch}/{args.epochs}: mean loss {trainer.losses[-1]:.4f}, {seconds:.0f} s", flush=True)
-        if args.sample_every and trainer.epoch % args.sample_every == 0:
-            draw_samples(out / "samples.png", trainer, captions)
+            if trainer.epoch % args.sample_every == 0:
+                draw_samples(out / "samples.png", trainer, captions)
     if trainer.stop:
         print(f"stopped after step {trainer.step}; {checkpoint} is written, and --resume goes on from it")
         sys.exit(128 + trainer.stop)
@@ -311,7 +327,7 @@ def main():
     plot_losses(out / "loss.png", metrics, trainer.losses, len(batches))
     draw_samples(out / "samples.png", trainer, captions)
     print(f"made in {time.perf_counter() - start:.0f} s: {checkpoint}, {out / 'samples.png'}, {out / 'loss.png'}, {metrics}")
-    print(f'next: python sample.py "{captions[-1]}" --cfg 1 3 7.5 --n 4 --checkpoint {checkpoint}')
+    print(f"next: python sample.py {shlex.quote(captions[-1])} --cfg 1 3 7.5 --n 4 --checkpoint {shlex.quote(str(checkpoint))}")
 
 
 if __name__ == "__main__":

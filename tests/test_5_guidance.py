@@ -59,6 +59,8 @@ def test_drop_all_and_none():
         flowclip.drop_text(context, mask, null_context, null_mask, drop[:2])
     with pytest.raises(ValueError, match="null_context has shape"):
         flowclip.drop_text(context, mask, null_context[:, :3], null_mask, drop)
+    with pytest.raises(ValueError, match="null_mask has shape"):
+        flowclip.drop_text(context, mask, null_context, null_mask[:, :3], drop)
 
 
 def both(s):
@@ -88,6 +90,9 @@ def test_one_and_zero_cost_one_pass(s):
         model = Model()
         torch.testing.assert_close(flowclip.cfg_velocity(model, *args, w), expected)
         assert model.calls == [s["B"]]
+    untrimmed = (*args[:4], torch.zeros(1, 9, s["D"]), torch.zeros(1, 9, dtype=torch.bool))
+    with pytest.raises(ValueError, match="null_context has shape"):
+        flowclip.cfg_velocity(Model(), *untrimmed, 3.0)
 
 
 @pytest.mark.spec("CFG-4")

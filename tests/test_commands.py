@@ -66,7 +66,7 @@ def test_the_demo_and_a_sample_from_the_shell(tmp_path):
     assert lines[0] == "data: digits, 1,797 images 1x8x8, 10 captions like 'a photo of a zero'"
     assert lines[1] == "text: ViT-B-32-quickgelu, weights 'untrained'" and lines[2].startswith("model: ")
     assert lines[3].startswith("epoch 1/1: mean loss 1.") and "samples.png" in lines[-2]
-    assert lines[-1].startswith('next: python sample.py "a photo of a nine"')
+    assert lines[-1].startswith("next: python sample.py 'a photo of a nine' --cfg 1 3 7.5")
     rows = read_rows(tmp_path / "demo" / "metrics.csv")
     assert list(rows[0]) == ["step", "epoch", "loss", "images_per_second"]
     assert [(row["step"], row["epoch"]) for row in rows] == [("10", "1"), ("20", "1"), ("28", "1")]
@@ -102,14 +102,14 @@ def test_the_run_folder_resumes(command, tmp_path):
     status, _, err = command(train, *options, "--out", "parts", "--resume", "--lr", "2e-3")
     assert status == 2 and "trained with lr 0.001, and now it is 0.002" in err and len(err.splitlines()) == 1
     assert command(train, *options, "--out", "parts", "--resume")[0] == 0
-    whole, parts = (flowclip.read_checkpoint(f"{name}/checkpoint.pt") for name in ("whole", "parts"))
-    assert whole["meta"]["losses"] == parts["meta"]["losses"] and whole["meta"]["step"] == 56
-    assert all(torch.equal(tensor, parts["model"][name]) for name, tensor in whole["model"].items())
+    whole, parts = (flowclip.load_checkpoint(f"{name}/checkpoint.pt") for name in ("whole", "parts"))
+    assert whole[1]["losses"] == parts[1]["losses"] and whole[1]["step"] == 56
+    assert all(torch.equal(tensor, parts[0].state_dict()[name]) for name, tensor in whole[0].state_dict().items())
     rows = [[(row["step"], row["loss"]) for row in read_rows(f"{name}/metrics.csv")] for name in ("whole", "parts")]
     assert rows[0] == [row for row in rows[1] if row[0] != "35"], "no row is lost or doubled but the one of the stop"
 
 
-def test_ctrl_c_ends_the_step_and_keeps_it(command, monkeypatch):
+def test_ctrl_c_ends_the_step_and_keeps_it(command, monkeypatch, tmp_path):
     step = train.TextConditionalTrainer.train_step
 
     def interrupted(self, *args):
@@ -120,6 +120,7 @@ def test_ctrl_c_ends_the_step_and_keeps_it(command, monkeypatch):
     monkeypatch.setattr(train.TextConditionalTrainer, "train_step", interrupted)
     status, out, err = command(train, "--demo", *TINY, "--out", "run")
     assert status == 130 and "stopped after step 3" in out and "--resume" in out and not err
+    assert not any(line.startswith("epoch") for line in out.splitlines()) and not (tmp_path / "run/samples.png").exists()
     assert flowclip.load_checkpoint("run/checkpoint.pt")[1]["step"] == 3
 
 
@@ -193,9 +194,46 @@ def test_mistakes_end_in_one_line(command, tmp_path):
     one_line(command(train, "--data", "empty"), "any class folder in empty", "ways on: ")
     one_line(command(train, "--demo", "--batch-size", 5000), "--batch-size is 5000, expected 1 to 1797")
     one_line(command(train, "--demo", "--heads", 3), "embed_dim is 128, expected a multiple of num_heads = 3")
+    one_line(command(train, "--demo", "--heads", 0), "--heads is 0, expected at least 1")
     one_line(command(train, "--demo", "--clip-weights", "no.pt"), "CLIP weights 'no.pt': no such file")
     one_line(command(train, "--demo", "--resume"), "no checkpoint file at runs/demo/checkpoint.pt")
+    if not torch.cuda.is_available():
+        one_line(command(train, "--demo", "--device", "cuda"), "--device cuda: there is none here")
     assert [path.name for path in tmp_path.iterdir()] == ["empty"], "nothing was created"
+    (tmp_path / "broken" / "dog").mkdir(parents=True)
+    (tmp_path / "broken/dog/1.png").write_text("not an image")
+    one_line(command(train, "--data", "broken", "--clip-weights", "untrained"), "broken/dog/1.png")
+
+
+def test_options_reach_the_trainer(command, monkeypatch):
+    compiled, real, drawn = [], flowclip.flow_matching_loss, []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    seen = []
+    monkeypatch.setattr(
+        flowclip, "flow_matching_loss", lambda *a, **k: seen.append(torch.is_autocast_enabled("cpu")) or real(*a, **k)
+    )
+    monkeypatch.setattr(train, "draw_samples", lambda path, trainer, captions: drawn.append(trainer.epoch))
+    options = ["--device", "cpu", "--batch-size", 600, "--epochs", 3, "--sample-every", 2]
+    status, out, _ = command(train, "--demo", *TINY, *options, "--precision", "bf16", "--compile")
+    assert status == 0 and "cpu, bf16" in out and len(compiled) == 1 and all(seen) and drawn == [2, 3]
+    seen.clear()
+    status, out, _ = command(train, "--demo", *TINY, "--device", "cpu", "--max-steps", 1, "--precision", "fp32")
+    assert status == 0 and "cpu, fp32" in out and not any(seen) and len(compiled) == 1
+
+
+@pytest.mark.parametrize("precision, native, expected", [("auto", True, True), ("auto", False, False), ("fp32", True, False)])
+def test_auto_precision_is_bf16_where_the_processor_has_amx(monkeypatch, precision, native, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": native})
+    with flowclip.autocast("cpu", precision):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if expected else torch.float32)
+
+
+def test_a_wide_request_shows_some_draws_of_each_scale(command, tmp_path):
+    assert command(train, "--demo", *TINY, "--max-steps", 1)[0] == 0
+    status, out, _ = command(sample, "x", "--cfg", 1, 3, "--n", 9, "--steps", 1, "--save-dir", "each")
+    assert status == 0 and "16 of 18 images" in out and len(list((tmp_path / "each").iterdir())) == 18
+    assert Image.open("samples.png").size[0] == 200 + 16 * (128 + 8)
 
 
 def test_other_text_weights_are_refused(command, encoder, tmp_path):
@@ -218,8 +256,8 @@ def test_the_picture_is_of_the_averaged_weights(command, monkeypatch):
     monkeypatch.setattr(flowclip, "sample_text_conditional", lambda model, *a, **k: seen.append(model) or real(model, *a, **k))
     assert command(train, "--demo", *TINY, "--max-steps", 3, "--ema", 0.5)[0] == 0
     assert command(sample, "x", "--steps", 1)[0] == 0
-    ema, raw = (flowclip.read_checkpoint("runs/demo/checkpoint.pt")[key] for key in ("model", "training"))
+    ema, _, training = flowclip.read_checkpoint("runs/demo/checkpoint.pt")
     for model in seen:
         for name, tensor in model.state_dict().items():
-            assert torch.equal(tensor, ema[name])
-    assert any(not torch.equal(ema[name], tensor) for name, tensor in raw["model"].items()) and len(seen) == 2
+            assert torch.equal(tensor, ema.state_dict()[name])
+    assert any(not torch.equal(ema.state_dict()[name], tensor) for name, tensor in training["model"].items()) and len(seen) == 2
