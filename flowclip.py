@@ -122,8 +122,8 @@ def download_weights(model_name, tag):
         constants.HF_HUB_OFFLINE = True
     try:
         return open_clip.download_pretrained(cfg)  # [CLIP-14]
-    except Exception as error:
-        raise ConnectionError(f"could not download the CLIP weights {tag!r} of {model_name} ({type(error).__name__})") from None
+    except Exception:
+        raise ConnectionError(f"could not download CLIP weights {tag!r} of {model_name} from {constants.ENDPOINT}") from None
     finally:
         constants.HF_HUB_OFFLINE = was_offline
 

@@ -1,8 +1,11 @@
-"""Profiles of hypothesis, the one untrained encoder that all tests share, and small models that are not zero anywhere."""
+"""How the spec is run: which file it judges (--impl), which part (--spec), hypothesis profiles, the table at the end."""
 
+import importlib.util
 import os
+import re
 import sys
 import warnings
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -10,19 +13,92 @@ import torch
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parent.parent
+CHAPTERS = sorted((ROOT / "docs").glob("[1-7]-*.md"))
+NAME = r"[A-Z]+-\d+"
 sys.path.insert(0, str(ROOT))
 
-import flowclip  # noqa: E402
-
 quiet = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
-settings.register_profile("ci", max_examples=20, derandomize=True, **quiet)
+settings.register_profile("ci", max_examples=20, derandomize=True, database=None, **quiet)
 settings.register_profile("dev", max_examples=20, **quiet)
 settings.register_profile("thorough", max_examples=300, **quiet)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+def read_statements():
+    """{name: chapter} of every "- **[NAME]** ..." of docs/, in their order."""
+    found = [(name, path.stem) for path in CHAPTERS for name in re.findall(rf"^- \*\*\[({NAME})\]\*\*", path.read_text(), re.M)]
+    assert len(found) == len(dict(found)), "a number is used twice"
+    return dict(found)
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("flowclip")
+    group.addoption("--impl", metavar="PATH", help="judge this file in place of flowclip.py")
+    group.addoption("--spec", metavar="NAME", help="run one part of the spec: ATTN, or one statement: ATTN-3")
+
+
 def pytest_configure(config):
+    if len(config.args) > 1 and config.args[0] == "tests":
+        config.args.pop(0)  # the one of .pytest.ini: what the command line names is enough
     config.addinivalue_line("markers", "spec(*statements): the numbered statements of docs/ that a test guards")
+    if config.getoption("--impl"):
+        path = Path(config.getoption("--impl")).resolve()
+        if not path.is_file():
+            raise pytest.UsageError(f"--impl {path}: no such file")
+        module_spec = importlib.util.spec_from_file_location("flowclip", path)
+        sys.modules["flowclip"] = module = importlib.util.module_from_spec(module_spec)
+        try:
+            module_spec.loader.exec_module(module)
+        except Exception as error:
+            raise pytest.UsageError(f"--impl {path} cannot be imported: {type(error).__name__}: {error}") from None
+    config.outcomes = {}  # test -> (its statements, outcome, reason)
+
+
+def statements_of(item):
+    return [name for mark in item.iter_markers("spec") for name in mark.args]
+
+
+def pytest_collection_modifyitems(config, items):
+    wanted = config.getoption("--spec")
+    if wanted:
+        if not any(wanted in (name, name.split("-")[0]) for name in read_statements()):
+            raise pytest.UsageError(f"--spec {wanted}: no such statement in docs/")
+        keep = [item for item in items if any(wanted in (name, name.split("-")[0]) for name in statements_of(item))]
+        config.hook.pytest_deselected(items=[item for item in items if item not in keep])
+        items[:] = keep
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.when == "call" or report.outcome != "passed":
+        reason = report.longrepr[2].removeprefix("Skipped: ") if report.skipped else ""
+        item.config.outcomes[item.nodeid] = statements_of(item), report.outcome, reason
+    return report
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """One line a chapter; where something is red or skipped, which statements and why."""
+    statements, seen = read_statements(), defaultdict(list)
+    for names, outcome, reason in config.outcomes.values():
+        for name in names:
+            seen[name].append((outcome, reason))
+    write = terminalreporter.write_line
+    terminalreporter.section(f"the spec of {Path(config.getoption('--impl') or 'flowclip.py').name}")
+    write(f"{'chapter':<14}{'statements':>11}{'hold':>7}{'fail':>7}{'skipped':>9}{'not run':>9}{'tests':>7}")
+    for chapter in dict.fromkeys(statements.values()):
+        names = [name for name, place in statements.items() if place == chapter]
+        outcomes = {name: {outcome for outcome, _ in seen[name]} for name in names}
+        failed = [name for name in names if "failed" in outcomes[name]]
+        held = [name for name in names if name not in failed and "passed" in outcomes[name]]
+        skipped = [name for name in names if outcomes[name] == {"skipped"}]
+        tests = sum(any(statements.get(name) == chapter for name in names) for names, _, _ in config.outcomes.values())
+        rest = len(names) - len(failed) - len(held) - len(skipped)
+        write(f"{chapter:<14}{len(names):>11}{len(held):>7}{len(failed):>7}{len(skipped):>9}{rest:>9}{tests:>7}")
+        if failed:
+            write(f"    fail: {' '.join(failed)}", red=True)
+        for name in skipped:
+            write(f"    skipped: {name}, {seen[name][0][1]}")
 
 
 @pytest.fixture(autouse=True)
@@ -30,26 +106,36 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session")
-def encoder():
+def untrained(name):
+    import flowclip
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return flowclip.CLIPTextEncoder(pretrained="untrained")
+        return flowclip.CLIPTextEncoder(name, "untrained")
+
+
+@pytest.fixture(scope="session")
+def encoder():
+    return untrained("ViT-B-32-quickgelu")
+
+
+@pytest.fixture(scope="session")
+def small_encoder():
+    """A quarter of the cost: width 256."""
+    return untrained("ViT-S-32-alt")
 
 
 @pytest.fixture(scope="session")
 def make_model():
     """A small model whose every parameter is random, the zero-initialised ones too: nothing cancels by accident."""
 
-    def make(cls=flowclip.TextConditionalDiT, seed=0, **changes):
+    def make(kind="TextConditionalDiT", seed=0, **changes):
+        import flowclip
+        from tests.strategies import randomise
+
         sizes = {"img_size": 8, "patch_size": 2, "in_channels": 3, "embed_dim": 16, "depth": 2, "num_heads": 2}
-        if cls is flowclip.TextConditionalDiT:
+        if kind == "TextConditionalDiT":
             sizes["context_dim"] = 12
-        model = cls(**(sizes | changes))
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-        return model.eval()
+        return randomise(getattr(flowclip, kind)(**(sizes | changes)), seed, scale=0.2).eval()
 
     return make

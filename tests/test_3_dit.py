@@ -8,34 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import flowclip
-
-grids = st.fixed_dictionaries({
-    "B": st.integers(1, 2), "C": st.integers(1, 3), "rows": st.integers(1, 4), "columns": st.integers(1, 4),
-    "p": st.integers(1, 3),
-})  # fmt: skip
-
-
-def waves(u, d):
-    w = [10_000 ** (-k / (d // 2)) for k in range(d // 2)]
-    return [math.cos(u * f) for f in w] + [math.sin(u * f) for f in w]
+from tests import oracles
+from tests import strategies as draw
 
 
 @pytest.mark.spec("PATCH-1", "PATCH-2")
-@given(grids)
+@given(draw.grids)
 def test_patches_in_order_and_back(s):
-    B, C, rows, columns, p = s.values()
-    H, W = rows * p, columns * p
-    images = torch.arange(B * C * H * W, dtype=torch.float32).view(B, C, H, W)
-    patches = flowclip.patchify(images, p)
-    assert patches.shape == (B, rows * columns, p * p * C)
-    for b in range(B):
-        for n in range(rows * columns):
-            top, left = n // columns * p, n % columns * p
-            pixels = [images[b, c, top + i, left + j].item() for i in range(p) for j in range(p) for c in range(C)]
-            assert patches[b, n].tolist() == pixels, (b, n)
-    assert torch.equal(flowclip.unpatchify(patches, p, height=H), images)
-    if rows == columns:
-        assert torch.equal(flowclip.unpatchify(patches, p), images)
+    images = s.images()
+    patches = flowclip.patchify(images, s.p)
+    assert patches.shape == (s.B, s.rows * s.columns, s.p * s.p * s.C)
+    for (b, n), pixels in oracles.patches(images, s.p).items():
+        assert patches[b, n].tolist() == pixels, (b, n)
+    assert torch.equal(flowclip.unpatchify(patches, s.p, height=s.rows * s.p), images)
+    if s.rows == s.columns:
+        assert torch.equal(flowclip.unpatchify(patches, s.p), images)
 
 
 @pytest.mark.spec("PATCH-1")
@@ -52,8 +39,7 @@ def test_patches_of_cifar():
 @pytest.mark.parametrize("dim, grid", [(4, 1), (8, 3), (256, 8)])
 def test_positions(dim, grid):
     table = flowclip.position_embedding_2d(dim, grid)
-    expected = [waves(r, dim // 2) + waves(c, dim // 2) for r in range(grid) for c in range(grid)]
-    torch.testing.assert_close(table, torch.tensor(expected))
+    torch.testing.assert_close(table, torch.tensor(oracles.positions(dim, grid)))
     if grid > 1:
         assert torch.pdist(table).min() > 0.1, "no two patches have the same"
     with pytest.raises(ValueError, match="dim is 6"):
@@ -80,7 +66,7 @@ def test_positions_are_fixed_and_each_matters(make_model):
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=4), st.sampled_from([2, 8, 64]))
 def test_times(times, dim):
     t = torch.tensor(times)
-    expected = torch.tensor([waves(1000 * u, dim) for u in t.double().tolist()], dtype=torch.float32)
+    expected = torch.tensor([oracles.waves(1000 * u, dim) for u in t.double().tolist()], dtype=torch.float32)
     torch.testing.assert_close(flowclip.timestep_embedding(t, dim), expected, atol=2e-4, rtol=0)
 
 
@@ -93,20 +79,21 @@ def test_times_are_distinct_and_float32():
         t = torch.tensor([0.501]).to(dtype)
         e = flowclip.timestep_embedding(t, 8)
         assert e.dtype == torch.float32
-        torch.testing.assert_close(e, torch.tensor([waves(1000 * t.item(), 8)]), atol=2e-4, rtol=0)
+        torch.testing.assert_close(e, torch.tensor([oracles.waves(1000 * t.item(), 8)]), atol=2e-4, rtol=0)
     a, b = flowclip.timestep_embedding(torch.tensor([0.501, 0.502]), 8)
     assert (a - b).abs().max() > 0.5
 
 
 @pytest.mark.spec("TIME-3", "DIT-3", "DIT-6", "DIT-2", "DIT-5")
-def test_the_model_is_the_composition_of_its_documented_parts(make_model):
-    model = make_model()
-    xt, t, Z = torch.randn(2, 3, 8, 8), torch.rand(2), torch.randn(2, 5, 12)
-    mask = torch.arange(5) < torch.tensor([[5], [3]])
+@given(draw.seeds, st.integers(1, 3), st.integers(1, 5))
+def test_the_model_is_the_composition_of_its_documented_parts(make_model, seed, B, M):
+    model, g = make_model(seed=seed), torch.Generator().manual_seed(seed)
+    xt, t, Z = torch.randn(B, 3, 8, 8, generator=g), torch.rand(B, generator=g), torch.randn(B, M, 12, generator=g)
+    mask = torch.arange(M) < torch.randint(1, M + 1, (B, 1), generator=g)
     first, second = model.time_mlp[0], model.time_mlp[2]
     h = first(flowclip.timestep_embedding(t, 16))
     c = second(h * torch.sigmoid(h))
-    assert c.shape == (2, 64)
+    assert c.shape == (B, 64)
     x = model.patch_embed(flowclip.patchify(xt, 2)) + flowclip.position_embedding_2d(16, 4)
     context = model.context_proj(Z)
     for block in model.blocks:
@@ -122,30 +109,19 @@ def test_the_model_is_the_composition_of_its_documented_parts(make_model):
 
 
 @pytest.mark.spec("DIT-1")
-@given(st.integers(0, 10**6))
+@given(draw.seeds)
 def test_adaln(seed):
-    g = torch.Generator().manual_seed(seed)
-    layer = flowclip.AdaLN(4, 3).double()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=g))
-    x, c = torch.randn(2, 3, 4, generator=g).double(), torch.randn(2, 3, generator=g).double()
+    layer = draw.randomise(flowclip.AdaLN(4, 3).double(), seed)
     assert {name for name, _ in layer.named_parameters()} == {"linear.weight", "linear.bias"}
-    for b in range(2):
-        weight, bias = layer.linear.weight.tolist(), layer.linear.bias.tolist()
-        out = [sum(w * u for w, u in zip(row, c[b].tolist())) + offset for row, offset in zip(weight, bias)]
-        scale, shift = out[:4], out[4:]
-        for n in range(3):
-            values = x[b, n].tolist()
-            mean = sum(values) / 4
-            deviation = math.sqrt(sum((u - mean) ** 2 for u in values) / 4 + 1e-5)
-            expected = [(1 + s) * (u - mean) / deviation + h for u, s, h in zip(values, scale, shift)]
-            torch.testing.assert_close(layer(x, c)[b, n], torch.tensor(expected).double(), atol=1e-5, rtol=1e-5)
+    g = torch.Generator().manual_seed(seed)
+    x, c = torch.randn(2, 3, 4, generator=g).double(), torch.randn(2, 3, generator=g).double()
+    expected = [[oracles.adaln(layer, patch, condition) for patch in rows] for rows, condition in zip(x.tolist(), c.tolist())]
+    torch.testing.assert_close(layer(x, c), torch.tensor(expected).double(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.spec("DIT-4")
 def test_a_class_is_added_to_the_time(make_model):
-    model = make_model(flowclip.ConditionalDiT, num_classes=4)
+    model = make_model("ConditionalDiT", num_classes=4)
     xt, t = torch.randn(5, 3, 8, 8), torch.rand(5)
     assert model.label_embedding.weight.shape == (5, 64)
     outputs = model(xt[:1].expand(5, -1, -1, -1), t[:1].expand(5), torch.arange(5))
@@ -156,14 +132,14 @@ def test_a_class_is_added_to_the_time(make_model):
 
 
 @pytest.mark.spec("DIT-7")
-@pytest.mark.parametrize("cls", [flowclip.DiT, flowclip.ConditionalDiT, flowclip.TextConditionalDiT])
-def test_the_first_prediction_is_zero(cls):
-    model = cls(img_size=8, patch_size=2, embed_dim=16, depth=2, num_heads=2)
-    condition = {flowclip.DiT: [], flowclip.ConditionalDiT: [torch.tensor([1, 2])]}.get(cls, [torch.randn(2, 3, 512)])
+@pytest.mark.parametrize("kind", ["DiT", "ConditionalDiT", "TextConditionalDiT"])
+def test_the_first_prediction_is_zero(kind):
+    model = getattr(flowclip, kind)(img_size=8, patch_size=2, embed_dim=16, depth=2, num_heads=2)
+    condition = {"DiT": [], "ConditionalDiT": [torch.tensor([1, 2])], "TextConditionalDiT": [torch.randn(2, 3, 512)]}[kind]
     xt, t = torch.randn(2, 3, 8, 8), torch.rand(2)
     assert (model(xt, t, *condition) == 0).all()
     layers = [module.linear for module in model.modules() if isinstance(module, flowclip.AdaLN)]
-    assert len(layers) == (6 if cls is flowclip.TextConditionalDiT else 4)
+    assert len(layers) == (6 if kind == "TextConditionalDiT" else 4)
     assert all((layer.weight == 0).all() and (layer.bias == 0).all() for layer in layers)
     for name, layer in model.named_modules():
         if isinstance(layer, torch.nn.Linear) and layer not in (*layers, model.final_linear) and name != "context_proj":

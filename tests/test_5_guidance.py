@@ -6,41 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import flowclip
-
-sizes = st.fixed_dictionaries({
-    "B": st.integers(1, 4), "M": st.integers(1, 4), "D": st.integers(1, 3), "seed": st.integers(0, 10**6),
-})  # fmt: skip
-scales = st.floats(-3, 20)
-
-
-def texts(s):
-    g = torch.Generator().manual_seed(s["seed"])
-    B, M, D = s["B"], s["M"], s["D"]
-    context, null_context = torch.randn(B, M, D, generator=g), torch.randn(1, M, D, generator=g)
-    mask, null_mask = torch.rand(B, M, generator=g) < 0.7, torch.arange(M)[None] < 1
-    drop = torch.rand(B, generator=g) < 0.5
-    return context, mask, null_context, null_mask, drop
-
-
-class Model:
-    """A velocity that depends on everything, sample by sample, and counts its calls."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __call__(self, x, t, context, mask):
-        self.calls.append(len(x))
-        said = (context * mask[..., None]).sum((1, 2)) + 0.1 * mask.sum(1)
-        return torch.sin(x + said[:, None, None, None]) * (1 + t[:, None, None, None])
+from tests import strategies as draw
 
 
 @pytest.mark.spec("DROP-1", "DROP-2")
-@given(sizes)
+@given(draw.texts)
 def test_drop_replaces_both_and_only_where_asked(s):
-    args = texts(s)
+    args = s.tensors()
     before = [tensor.clone() for tensor in args]
     context, mask = flowclip.drop_text(*args)
-    for b in range(s["B"]):
+    for b in range(s.B):
         source = (args[2][0], args[3][0]) if args[4][b] else (args[0][b], args[1][b])
         assert torch.equal(context[b], source[0]) and torch.equal(mask[b], source[1]), b
     context.fill_(9)
@@ -50,7 +25,7 @@ def test_drop_replaces_both_and_only_where_asked(s):
 
 @pytest.mark.spec("DROP-2")
 def test_drop_all_and_none():
-    context, mask, null_context, null_mask, drop = texts({"B": 3, "M": 4, "D": 2, "seed": 1})
+    context, mask, null_context, null_mask, drop = draw.Texts(3, 4, 2, 1).tensors()
     all_of_them = flowclip.drop_text(context, mask, null_context, null_mask, torch.ones_like(drop))
     assert torch.equal(all_of_them[0], null_context.expand(3, -1, -1)) and torch.equal(all_of_them[1], null_mask.expand(3, -1))
     none = flowclip.drop_text(context, mask, null_context, null_mask, torch.zeros_like(drop))
@@ -64,55 +39,54 @@ def test_drop_all_and_none():
 
 
 def both(s):
-    context, mask, null_context, null_mask, _ = texts(s)
-    g = torch.Generator().manual_seed(s["seed"])
-    x, t = torch.randn(s["B"], 2, 3, 3, generator=g), torch.rand(s["B"], generator=g)
-    cond = Model()(x, t, context, mask)
-    uncond = Model()(x, t, null_context.expand_as(context), null_mask.expand_as(mask))
+    context, mask, null_context, null_mask, _ = s.tensors()
+    x, t = s.images()
+    cond = draw.Velocity()(x, t, context, mask)
+    uncond = draw.Velocity()(x, t, null_context.expand_as(context), null_mask.expand_as(mask))
     return (x, t, context, mask, null_context, null_mask), cond, uncond
 
 
 @pytest.mark.spec("CFG-1", "CFG-3")
-@given(sizes, scales)
+@given(draw.texts, draw.scales)
 def test_guidance_equals_two_passes(s, w):
     args, cond, uncond = both(s)
-    model = Model()
+    model = draw.Velocity()
     v = flowclip.cfg_velocity(model, *args, w)
     torch.testing.assert_close(v, uncond + w * (cond - uncond), atol=1e-4, rtol=1e-4)
-    assert model.calls == ([s["B"]] if w in (0, 1) else [2 * s["B"]])
+    assert model.calls == ([s.B] if w in (0, 1) else [2 * s.B])
 
 
 @pytest.mark.spec("CFG-2")
-@given(sizes)
+@given(draw.texts)
 def test_one_and_zero_cost_one_pass(s):
     args, cond, uncond = both(s)
     for w, expected in ((1, cond), (1.0, cond), (0, uncond), (0.0, uncond)):
-        model = Model()
+        model = draw.Velocity()
         torch.testing.assert_close(flowclip.cfg_velocity(model, *args, w), expected)
-        assert model.calls == [s["B"]]
-    untrimmed = (*args[:4], torch.zeros(1, 9, s["D"]), torch.zeros(1, 9, dtype=torch.bool))
+        assert model.calls == [s.B]
+    untrimmed = (*args[:4], torch.zeros(1, 9, s.D), torch.zeros(1, 9, dtype=torch.bool))
     with pytest.raises(ValueError, match="null_context has shape"):
-        flowclip.cfg_velocity(Model(), *untrimmed, 3.0)
+        flowclip.cfg_velocity(draw.Velocity(), *untrimmed, 3.0)
 
 
 @pytest.mark.spec("CFG-4")
-@given(sizes, st.data())
+@given(draw.texts, st.data())
 def test_one_scale_a_sample(s, data):
     args, cond, uncond = both(s)
-    w = torch.tensor(data.draw(st.lists(scales, min_size=s["B"], max_size=s["B"]), label="w"))
-    v = flowclip.cfg_velocity(Model(), *args, w)
-    for b in range(s["B"]):
+    w = torch.tensor(data.draw(st.lists(draw.scales, min_size=s.B, max_size=s.B), label="w"))
+    v = flowclip.cfg_velocity(draw.Velocity(), *args, w)
+    for b in range(s.B):
         torch.testing.assert_close(v[b], uncond[b] + w[b] * (cond[b] - uncond[b]), atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="cfg_scale has shape"):
-        flowclip.cfg_velocity(Model(), *args, torch.ones(s["B"] + 1))
+        flowclip.cfg_velocity(draw.Velocity(), *args, torch.ones(s.B + 1))
 
 
 @pytest.mark.spec("CFG-1")
-@given(sizes, scales, scales)
+@given(draw.texts, draw.scales, draw.scales)
 def test_affine_in_w_and_blind_where_texts_are_equal(s, w, u):
     args, _, _ = both(s)
-    a, b, middle = (flowclip.cfg_velocity(Model(), *args, scale) for scale in (w, u, (w + u) / 2))
+    a, b, middle = (flowclip.cfg_velocity(draw.Velocity(), *args, scale) for scale in (w, u, (w + u) / 2))
     torch.testing.assert_close(middle, (a + b) / 2, atol=1e-3, rtol=1e-3)
     x, t, context, mask, _, _ = args
-    same = (x, t, context, mask, context, mask)
-    torch.testing.assert_close(flowclip.cfg_velocity(Model(), *same, w), Model()(x, t, context, mask), atol=1e-4, rtol=1e-4)
+    same, alone = (x, t, context, mask, context, mask), draw.Velocity()(x, t, context, mask)
+    torch.testing.assert_close(flowclip.cfg_velocity(draw.Velocity(), *same, w), alone, atol=1e-4, rtol=1e-4)

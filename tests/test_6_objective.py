@@ -6,27 +6,21 @@ import math
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 
 import flowclip
 import train
-
-shapes = st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 3))
-
-
-def pair(shape, seed):
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=g), torch.randn(shape, generator=g), torch.rand(shape[0], generator=g)
+from tests import oracles
+from tests import strategies as draw
 
 
 @pytest.mark.spec("FLOW-1", "FLOW-2")
-@given(shapes, st.integers(0, 10**6))
+@given(draw.image_shapes, draw.seeds)
 def test_the_path(shape, seed):
-    x0, x1, t = (tensor.double() for tensor in pair(shape, seed))
+    x0, x1, t = (tensor.double() for tensor in draw.pair(shape, seed))
     xt, v = flowclip.interpolate(x0, x1, t)
     for b, time in enumerate(t.tolist()):
         for a, z, u, w in zip(*(tensor[b].flatten().tolist() for tensor in (x0, x1, xt, v))):
-            assert u == pytest.approx((1 - time) * a + time * z, abs=1e-12) and w == pytest.approx(z - a, abs=1e-12)
+            assert (u, w) == pytest.approx(oracles.path(a, z, time), abs=1e-12)
     assert torch.equal(flowclip.interpolate(x0, x1, torch.zeros_like(t))[0], x0)
     assert torch.equal(flowclip.interpolate(x0, x1, torch.ones_like(t))[0], x1)
     forward, back = flowclip.interpolate(x0, x1, t + 1e-3)[0], flowclip.interpolate(x0, x1, t - 1e-3)[0]
@@ -34,7 +28,7 @@ def test_the_path(shape, seed):
 
 
 def test_errors_name_the_argument():
-    x0, x1, t = pair((2, 1, 2, 2), 0)
+    x0, x1, t = draw.pair((2, 1, 2, 2), 0)
     with pytest.raises(ValueError, match=r"x1 has shape \[1, 1, 2, 2\], expected \[2, 1, 2, 2\]"):
         flowclip.interpolate(x0, x1[:1], t)
     with pytest.raises(ValueError, match=r"t has shape \[1\], expected \[2\]"):
@@ -42,9 +36,9 @@ def test_errors_name_the_argument():
 
 
 @pytest.mark.spec("FLOW-3")
-@given(shapes, st.integers(0, 10**6))
+@given(draw.image_shapes, draw.seeds)
 def test_loss_is_the_mean_square(shape, seed):
-    x0, x1, t = pair(shape, seed)
+    x0, x1, t = draw.pair(shape, seed)
     seen = {}
 
     def model(xt, t, context, mask):
@@ -53,10 +47,9 @@ def test_loss_is_the_mean_square(shape, seed):
 
     loss = flowclip.flow_matching_loss(model, x0, "Z", "mask", x1=x1, t=t)
     xt = (1 - t)[:, None, None, None] * x0 + t[:, None, None, None] * x1
-    said = (0.5 * xt).bfloat16()
-    errors = [(a - (z - u)) ** 2 for a, z, u in zip(*(tensor.flatten().tolist() for tensor in (said, x1, x0)))]
+    expected = oracles.mean_square((0.5 * xt).bfloat16().flatten().tolist(), (x1 - x0).flatten().tolist())
     assert loss.dtype == torch.float32 and loss.ndim == 0
-    assert loss.item() == pytest.approx(sum(errors) / len(errors), rel=1e-4, abs=1e-6)
+    assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
     torch.testing.assert_close(seen["xt"], xt)
     assert torch.equal(seen["t"], t) and seen["context"] == "Z" and seen["mask"] == "mask"
     assert flowclip.flow_matching_loss(lambda *_: x1 - x0, x0, None, None, x1=x1, t=t) == 0
@@ -88,38 +81,18 @@ def test_least_squares_finds_the_gaussian_closed_form(t, m, s):
     x0, x1 = m + s * torch.randn(200_000, 1).double(), torch.randn(200_000, 1).double()
     xt, v = flowclip.interpolate(x0, x1, torch.full((200_000,), t).double())
     intercept, slope = torch.linalg.lstsq(torch.cat([torch.ones_like(xt), xt], 1), v).solution.flatten().tolist()
-    k = (t - (1 - t) * s**2) / ((1 - t) ** 2 * s**2 + t**2)
-    assert slope == pytest.approx(k, abs=0.03) and intercept == pytest.approx(-m - k * (1 - t) * m, abs=0.03)
+    best = oracles.gaussian_velocity(m, s, t)
+    assert (intercept, slope) == pytest.approx(best, abs=0.03)
 
-    def loss(slope):
-        model = lambda xt, *_: -m + slope * (xt - (1 - t) * m)  # noqa: E731
+    def loss(intercept, slope):
+        model = lambda xt, *_: intercept + slope * xt  # noqa: E731
         return flowclip.flow_matching_loss(model, x0, None, None, x1=x1, t=torch.full((200_000,), t).double())
 
-    assert loss(k) < min(loss(k - 0.1), loss(k + 0.1))
+    for change in (-0.1, 0.1):
+        assert loss(*best) < min(loss(best[0] + change, best[1]), loss(best[0], best[1] + change))
 
 
 # ---- train.py ----
-
-
-class Encoder(torch.nn.Module):
-    """A stand-in for CLIP with its interface: four numbers a word, and it remembers what it was asked."""
-
-    model_name, pretrained, embed_dim, max_length = "stand-in", "none", 12, 9
-
-    def __init__(self):
-        super().__init__()
-        self.asked = []
-        self.table = torch.nn.Parameter(torch.randn(256, 12, generator=torch.Generator().manual_seed(3)), requires_grad=False)
-
-    def forward(self, prompts):
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        self.asked += prompts
-        ids = torch.zeros(len(prompts), 9, dtype=torch.long)
-        lengths = torch.tensor([2 + min(7, len(p.split())) for p in prompts])
-        for row, prompt in enumerate(prompts):
-            for m, word in enumerate(prompt.split()[:7]):
-                ids[row, m + 1] = sum(map(ord, word)) % 256
-        return self.table[ids], torch.arange(9) < lengths[:, None]
 
 
 CAPTIONS = ["a red car", "a very long sentence", "dog"]
@@ -132,11 +105,7 @@ def make_trainer(make_model, seed=0, batches=None, model=None, **changes):
     model = model or make_model(seed=1)
     options = {"lr": 1e-2, "device": "cpu", "precision": "fp32", "seed": seed} | changes
     caption_fn = lambda labels: [CAPTIONS[n] for n in labels.tolist()]  # noqa: E731
-    return train.TextConditionalTrainer(model, Encoder(), batches, caption_fn, **options)
-
-
-def flat(model):
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    return train.TextConditionalTrainer(model, draw.StandIn(), batches, caption_fn, **options)
 
 
 @pytest.mark.spec("TRAIN-1", "TRAIN-6")
@@ -148,17 +117,17 @@ def test_one_step_equals_one_by_hand(make_model):
     loss = trainer.train_step(images, captions)
     rand = train.generator("cpu", 0, 0, 1)
     x1, (t, _) = torch.randn(images.shape, generator=rand), torch.rand(2, 8, generator=rand)
-    Z, mask = flowclip.trim_context(*Encoder()(captions))
+    Z, mask = flowclip.trim_context(*draw.StandIn()(captions))
     expected = flowclip.flow_matching_loss(by_hand, images, Z, mask, x1=x1, t=t)
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for name, before in by_hand.named_parameters():
-        m, u = 0.1 * before.grad / (1 - 0.9), 0.001 * before.grad**2 / (1 - 0.999)  # both moments, bias-corrected
-        after = before * (1 - 1e-2 * 0.1) - 1e-2 * m / (u.sqrt() + 1e-8)
-        moved = before.grad.abs() > 1e-5  # elsewhere the sign of rounding decides
-        torch.testing.assert_close(trainer.model.get_parameter(name)[moved], after[moved], atol=1e-5, rtol=1e-4, msg=name)
-    b = min(0.999, 2 / 11)
-    torch.testing.assert_close(flat(trainer.ema_model), b * flat(by_hand) + (1 - b) * flat(trainer.model))
+        after, grads = trainer.model.get_parameter(name).flatten().tolist(), before.grad.flatten().tolist()
+        for old, grad, new in zip(before.flatten().tolist(), grads, after):
+            if abs(grad) > 1e-5:  # elsewhere the sign of rounding decides
+                assert new == pytest.approx(oracles.first_adamw_step(old, grad, lr=1e-2, decay=0.1), abs=1e-5), name
+    b = oracles.ema_decay(0.999, 1)
+    torch.testing.assert_close(draw.flat(trainer.ema_model), b * draw.flat(by_hand) + (1 - b) * draw.flat(trainer.model))
 
 
 @pytest.mark.spec("TRAIN-1")
@@ -200,7 +169,7 @@ def test_clip_meets_each_caption_once(make_model):
     trainer.train(3)
     assert sorted(trainer.text_encoder.asked) == sorted(["", *CAPTIONS])
     assert torch.equal(trainer.text_encoder.table, table)
-    for caption, Z, mask in zip(["", *CAPTIONS], *Encoder()(["", *CAPTIONS])):
+    for caption, Z, mask in zip(["", *CAPTIONS], *draw.StandIn()(["", *CAPTIONS])):
         assert torch.equal(trainer.texts[caption], Z[mask]), caption
 
 
@@ -210,7 +179,7 @@ def test_the_same_seed_gives_the_same_run(make_model):
     for name, seed, noise in (("a", 0, 1), ("b", 0, 2), ("c", 1, 1)):
         torch.manual_seed(noise)  # the global state plays no part
         trainer = make_trainer(make_model, seed=seed)
-        runs[name] = trainer.train(2), flat(trainer.ema_model)
+        runs[name] = trainer.train(2), draw.flat(trainer.ema_model)
     assert runs["a"][0] == runs["b"][0] and torch.equal(runs["a"][1], runs["b"][1])
     assert runs["a"][0] != runs["c"][0]
     batches = train.Batches(torch.zeros(9, 1, 2, 2, dtype=torch.uint8), torch.arange(9), 3)
@@ -238,7 +207,8 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(make_model, tmp_path, stop)
     assert second.step == stop, "a limit that is passed already"
     second.train(3 - second.epoch)
     assert second.losses == whole.losses and second.step == whole.step == 9
-    assert torch.equal(flat(second.model), flat(whole.model)) and torch.equal(flat(second.ema_model), flat(whole.ema_model))
+    for name in ("model", "ema_model"):
+        assert torch.equal(draw.flat(getattr(second, name)), draw.flat(getattr(whole, name))), name
     with pytest.raises(ValueError, match="--resume: .* was trained with run"):
         second.resume(tmp_path / "checkpoint.pt", {"run": 2})
 
@@ -258,12 +228,12 @@ def test_warmup(make_model, warmup, expected):
 @pytest.mark.parametrize("ema", [0.0, 0.5, 0.9])
 def test_the_moving_average(make_model, ema):
     trainer = make_trainer(make_model, ema=ema)
-    average = flat(trainer.model)
+    average = draw.flat(trainer.model)
     for s, (images, labels) in enumerate(trainer.dataloader, start=1):
         trainer.train_step(images, trainer.caption_fn(labels))
-        b = min(ema, (1 + s) / (10 + s))
-        average = b * average + (1 - b) * flat(trainer.model)
-        torch.testing.assert_close(flat(trainer.ema_model), average, atol=1e-6, rtol=1e-5)
+        b = oracles.ema_decay(ema, s)
+        average = b * average + (1 - b) * draw.flat(trainer.model)
+        torch.testing.assert_close(draw.flat(trainer.ema_model), average, atol=1e-6, rtol=1e-5)
 
 
 def test_the_loss_falls_and_any_iterable_serves(make_model):

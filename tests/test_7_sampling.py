@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import flowclip
-from tests.test_6_objective import Encoder, flat
+from tests import oracles
+from tests import strategies as draw
 
-steps = st.integers(1, 12)
 solvers = pytest.mark.parametrize("solver", ["euler", "heun"])
 
 
 @pytest.mark.spec("SAMPLE-1", "SAMPLE-3")
-@given(steps)
+@given(draw.steps)
 def test_the_times_that_are_asked(N):
     for solver in ("euler", "heun"):
         asked, visited = [], []
@@ -38,22 +38,17 @@ def field(x, t):
 
 
 @pytest.mark.spec("SAMPLE-2", "SAMPLE-3")
-@given(st.lists(st.floats(-2, 2), min_size=1, max_size=3), steps)
+@given(st.lists(st.floats(-2, 2), min_size=1, max_size=3), draw.steps)
 def test_steps_equal_the_loop(values, N):
     x1 = torch.tensor(values).double()[:, None]
     for solver in ("euler", "heun"):
         for start, end in zip(values, flowclip.integrate(field, x1, N, solver).flatten().tolist()):
-            x = torch.tensor(start).item()
-            for n in range(N):
-                t, s = 1 - n / N, 1 - (n + 1) / N
-                v = math.sin(3 * x) + t * x
-                y = x + (s - t) * v
-                x = y if solver == "euler" else x + (s - t) * (v + math.sin(3 * y) + s * y) / 2
-            assert end == pytest.approx(x, abs=1e-5), (solver, start)
+            expected = oracles.solve(lambda x, t: math.sin(3 * x) + t * x, start, N, solver)
+            assert end == pytest.approx(expected, abs=1e-5), (solver, start)
 
 
 @pytest.mark.spec("SAMPLE-9")
-@given(steps, st.integers(0, 10**6))
+@given(draw.steps, draw.seeds)
 def test_straight_paths_are_followed_exactly(N, seed):
     g = torch.Generator().manual_seed(seed)
     x1, a = torch.randn(3, 2, generator=g), torch.randn(3, 2, generator=g)
@@ -93,8 +88,8 @@ def test_gaussian_data_come_out_with_their_mean_and_variance(solver):
     m, s, count = 0.7, 0.5, 4000
 
     def velocity(x, t):
-        t = t[:, None]
-        return -m + (t - (1 - t) * s**2) / ((1 - t) ** 2 * s**2 + t**2) * (x - (1 - t) * m)
+        intercept, slope = oracles.gaussian_velocity(m, s, t[:, None])
+        return intercept + slope * x
 
     x = flowclip.integrate(velocity, torch.randn(count, 1), 200 if solver == "euler" else 50, solver)
     assert abs(x.mean() - m) < 4 * s / math.sqrt(count)
@@ -109,7 +104,7 @@ def test_errors():
 
 def sample(model, prompts, **options):
     defaults = {"image_shape": (3, 8, 8), "num_steps": 4, "progress": False}
-    return flowclip.sample_text_conditional(model, Encoder(), prompts, **(defaults | options))
+    return flowclip.sample_text_conditional(model, draw.StandIn(), prompts, **(defaults | options))
 
 
 @pytest.mark.spec("SAMPLE-4")
@@ -135,8 +130,8 @@ def test_same_noise_same_image(make_model):
 @pytest.mark.parametrize("w", [0, 1, 4.5, torch.tensor([0.5, 7.0])])
 def test_the_sampler_is_guided_integration(make_model, solver, w):
     model, prompts, noise = make_model(), ["a red car", "dog"], torch.randn(2, 3, 8, 8)
-    Z, mask = Encoder()(prompts)
-    null = Encoder()("")
+    Z, mask = draw.StandIn()(prompts)
+    null = draw.StandIn()("")
 
     def velocity(x, t):
         cond, uncond = model(x, t, Z, mask), model(x, t, null[0].expand_as(Z), null[1].expand_as(mask))
@@ -168,7 +163,7 @@ def test_checkpoint_round_trip(make_model, tmp_path):
     meta = {"config": model.config, "captions": ["dog"], "losses": [0.5]}
     flowclip.save_checkpoint(path, model, meta)
     loaded, read = flowclip.load_checkpoint(path)
-    assert read == meta and torch.equal(flat(loaded), flat(model)) and not loaded.training
+    assert read == meta and torch.equal(draw.flat(loaded), draw.flat(model)) and not loaded.training
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"], "no part is left behind"
 
 

@@ -24,13 +24,13 @@ TINY = ["--embed-dim", "16", "--depth", "1", "--heads", "2"]
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path, encoder):
+def command(monkeypatch, capsys, tmp_path, small_encoder):
     """Run a script's main in this process, in an empty folder, with the encoder at hand -> (status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     build = flowclip.CLIPTextEncoder
 
     def at_hand(name="ViT-B-32-quickgelu", pretrained="openai", device=None):
-        return encoder if pretrained == "untrained" else build(name, pretrained, device)
+        return small_encoder if pretrained == "untrained" else build(name, pretrained, device)
 
     monkeypatch.setattr(flowclip, "CLIPTextEncoder", at_hand)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -90,7 +90,8 @@ def test_the_demo_and_a_sample_from_the_shell(tmp_path):
     assert Image.open(places["attention.png"]).size[0] > 1000
 
 
-def test_the_run_folder_resumes(command, tmp_path):
+def test_the_run_folder_resumes(command, monkeypatch):
+    monkeypatch.setattr(train, "draw_samples", lambda *args: None)
     options = ["--demo", *TINY, "--lr", "1e-3", "--epochs", "2"]
     status, out, err = command(train, *options, "--out", "whole")
     assert status == 0 and not err, err
@@ -181,7 +182,7 @@ def test_no_network_ends_in_one_line(command, monkeypatch, tmp_path):
     one_line(command(train, "--epochs", 30), "could not download CIFAR-10", "ways on: ")
     monkeypatch.setattr(flowclip.huggingface_hub, "get_session", refuse)
     monkeypatch.setattr(flowclip.open_clip, "download_pretrained", refuse)
-    one_line(command(train, "--data", "digits"), "could not download the CLIP weights 'openai'", "ways on: ")
+    one_line(command(train, "--data", "digits"), "could not download CLIP weights 'openai'", "ways on: ")
     assert not list(tmp_path.iterdir()), "nothing was created"
 
 
@@ -229,18 +230,20 @@ def test_auto_precision_is_bf16_where_the_processor_has_amx(monkeypatch, precisi
     assert product.dtype == (torch.bfloat16 if expected else torch.float32)
 
 
-def test_a_wide_request_shows_some_draws_of_each_scale(command, tmp_path):
+def test_a_wide_request_shows_some_draws_of_each_scale(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(train, "draw_samples", lambda *args: None)
     assert command(train, "--demo", *TINY, "--max-steps", 1)[0] == 0
     status, out, _ = command(sample, "x", "--cfg", 1, 3, "--n", 9, "--steps", 1, "--save-dir", "each")
     assert status == 0 and "16 of 18 images" in out and len(list((tmp_path / "each").iterdir())) == 18
     assert Image.open("samples.png").size[0] == 200 + 16 * (128 + 8)
 
 
-def test_other_text_weights_are_refused(command, encoder, tmp_path):
-    state = encoder.tower.state_dict()
+def test_other_text_weights_are_refused(command, monkeypatch, small_encoder, tmp_path):
+    monkeypatch.setattr(train, "draw_samples", lambda *args: None)
+    state = small_encoder.tower.state_dict()
     torch.save(state, "right.pt")
     torch.save({name: tensor + 0.01 * torch.randn_like(tensor) for name, tensor in state.items()}, "wrong.pt")
-    options = [*TINY, "--data", "digits", "--patch-size", 4, "--max-steps", 1]
+    options = [*TINY, "--clip", "ViT-S-32-alt", "--data", "digits", "--patch-size", 4, "--max-steps", 1]
     assert command(train, *options, "--clip-weights", "right.pt")[0] == 0
     assert flowclip.load_checkpoint("runs/digits/checkpoint.pt")[1]["clip_weights"] == "right.pt"
     assert command(sample, "", "--steps", 1)[0] == 0

@@ -10,18 +10,9 @@ import torch
 
 import sample
 import train
-from tests.conftest import ROOT
+from tests.conftest import CHAPTERS, NAME, ROOT, read_statements
 
-CHAPTERS = sorted((ROOT / "docs").glob("[1-7]-*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "README.md", *CHAPTERS]
-NAME = r"[A-Z]+-\d+"
-
-
-def statements():
-    """{name: chapter} of every "- **[NAME]** ..." in docs/."""
-    found = [(name, path.name) for path in CHAPTERS for name in re.findall(rf"^- \*\*\[({NAME})\]\*\*", path.read_text(), re.M)]
-    assert len(found) == len(dict(found)), "a number is used twice"
-    return dict(found)
 
 
 def marks():
@@ -38,22 +29,22 @@ def comments(path):
 
 
 def test_seven_chapters_with_statements():
-    assert [path.name[0] for path in CHAPTERS] == list("1234567") and len(statements()) >= 45
+    assert [path.name[0] for path in CHAPTERS] == list("1234567") and len(read_statements()) >= 45
 
 
 def test_every_statement_has_a_test_and_every_mark_a_statement():
-    assert marks() == set(statements())
+    assert marks() == set(read_statements())
 
 
 def test_every_statement_stands_in_the_code():
-    training = {name for name in statements() if name.startswith("TRAIN-")}
-    assert comments(ROOT / "flowclip.py") == set(statements()) - training
+    training = {name for name in read_statements() if name.startswith("TRAIN-")}
+    assert comments(ROOT / "flowclip.py") == set(read_statements()) - training
     assert comments(ROOT / "train.py") == training
 
 
 def test_numbers_are_counted_without_a_gap():
     numbers = {}
-    for name in statements():
+    for name in read_statements():
         prefix, number = name.split("-")
         numbers.setdefault(prefix, []).append(int(number))
     for prefix, counted in numbers.items():
@@ -62,7 +53,7 @@ def test_numbers_are_counted_without_a_gap():
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_mentioned_statements_exist(path):
-    assert set(re.findall(rf"\[({NAME})\]", path.read_text())) <= set(statements())
+    assert set(re.findall(rf"\[({NAME})\]", path.read_text())) <= set(read_statements())
 
 
 def split_example(path):
@@ -124,4 +115,4 @@ def test_sizes_are_as_promised():
         lines = len((ROOT / name).read_text().splitlines())
         assert f"({name}) | {lines} |" in readme, f"{name} has {lines} lines"
         assert name != "flowclip.py" or lines <= 500
-    assert f"with {len(statements())} numbered statements" in readme
+    assert f"with {len(read_statements())} numbered statements" in readme

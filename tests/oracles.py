@@ -1,0 +1,110 @@
+"""What the docs say, written once more in plain Python numbers (float64 loops) and closed forms; no tensor algebra.
+
+Nothing here comes from flowclip.py. An oracle takes lists or tensors and answers with lists or float64 tensors.
+"""
+
+import math
+
+import torch
+
+
+def waves(u, d):
+    """[cos(u w_0), ..., sin(u w_0), ...], w_k = 10000^(-k / (d / 2)): chapter 3."""
+    w = [10_000 ** (-k / (d // 2)) for k in range(d // 2)]
+    return [math.cos(u * f) for f in w] + [math.sin(u * f) for f in w]
+
+
+def positions(dim, grid):
+    """[POS-1] for every patch, row by row."""
+    return [waves(r, dim // 2) + waves(c, dim // 2) for r in range(grid) for c in range(grid)]
+
+
+def patches(images, p):
+    """[PATCH-1] {(sample, patch): its features}."""
+    B, C, H, W = images.shape
+    columns, found = W // p, {}
+    for b in range(B):
+        for n in range((H // p) * columns):
+            top, left = n // columns * p, n % columns * p
+            pixels = [images[b, c, top + i, left + j].item() for i in range(p) for j in range(p) for c in range(C)]
+            found[b, n] = pixels
+    return found
+
+
+def linear(layer, vector):
+    """W vector + b of an nn.Linear."""
+    W, b = layer.weight.tolist(), layer.bias.tolist()
+    return [sum(w * u for w, u in zip(row, vector)) + offset for row, offset in zip(W, b)]
+
+
+def attention(module, x, Z, mask):
+    """[ATTN-1] to [ATTN-6], one number at a time -> (output, A)."""
+    heads, d = module.num_heads, module.q_proj.out_features // module.num_heads
+    outputs, weights = [], []
+    for patches_b, tokens, real in zip(x.tolist(), Z.tolist(), mask.tolist()):
+        keys, values = [linear(module.k_proj, z) for z in tokens], [linear(module.v_proj, z) for z in tokens]
+        rows, A = [], [[] for _ in range(heads)]
+        for patch in patches_b:
+            q, joined = linear(module.q_proj, patch), []
+            for h in range(heads):
+                part = slice(h * d, (h + 1) * d)
+                scores = [sum(a * b for a, b in zip(q[part], k[part])) / math.sqrt(d) for k in keys]
+                total = sum(math.exp(s) for s, r in zip(scores, real) if r)
+                a = [math.exp(s) / total if r else 0.0 for s, r in zip(scores, real)]
+                A[h].append(a)
+                joined += [sum(w * v[part][i] for w, v in zip(a, values)) for i in range(d)]
+            rows.append(linear(module.out_proj, joined))
+        outputs.append(rows)
+        weights.append(A)
+    return torch.tensor(outputs, dtype=torch.float64), torch.tensor(weights, dtype=torch.float64)
+
+
+def layer_norm(values):
+    mean = sum(values) / len(values)
+    deviation = math.sqrt(sum((u - mean) ** 2 for u in values) / len(values) + 1e-5)
+    return [(u - mean) / deviation for u in values]
+
+
+def adaln(layer, values, condition):
+    """[DIT-1] of one patch."""
+    out = linear(layer.linear, condition)
+    scale, shift = out[: len(values)], out[len(values) :]
+    return [(1 + s) * u + h for u, s, h in zip(layer_norm(values), scale, shift)]
+
+
+def path(a, z, t):
+    """[FLOW-1] [FLOW-2] of one pixel -> (x_t, v)."""
+    return (1 - t) * a + t * z, z - a
+
+
+def mean_square(said, truth):
+    """[FLOW-3]."""
+    errors = [(a - b) ** 2 for a, b in zip(said, truth)]
+    return sum(errors) / len(errors)
+
+
+def gaussian_velocity(m, s, t):
+    """E[v | x_t] = intercept + slope x_t for x_0 ~ N(m, s^2): chapter 6 -> (intercept, slope)."""
+    k = (t - (1 - t) * s**2) / ((1 - t) ** 2 * s**2 + t**2)
+    return -m - k * (1 - t) * m, k
+
+
+def solve(velocity, x, N, solver):
+    """[SAMPLE-1] to [SAMPLE-3] for one number; velocity(x, t) of numbers."""
+    for n in range(N):
+        t, s = 1 - n / N, 1 - (n + 1) / N
+        v = velocity(x, t)
+        y = x + (s - t) * v
+        x = y if solver == "euler" else x + (s - t) * (v + velocity(y, s)) / 2
+    return x
+
+
+def first_adamw_step(weight, grad, lr, decay):
+    """The first step of AdamW (Loshchilov & Hutter 2019) with betas 0.9, 0.999 and epsilon 1e-8, for one number."""
+    m, u = 0.1 * grad / (1 - 0.9), 0.001 * grad**2 / (1 - 0.999)  # both moments, bias-corrected
+    return weight * (1 - lr * decay) - lr * m / (math.sqrt(u) + 1e-8)
+
+
+def ema_decay(ema, step):
+    """[TRAIN-6]."""
+    return min(ema, (1 + step) / (10 + step))
