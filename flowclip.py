@@ -5,6 +5,7 @@
 Read it beside docs/: a section is a chapter, and a numbered statement of the docs, such as [ATTN-3], stands at the line
 that implements it. Symbols: images x_0 [B, C, H, W] in [-1, 1]; noise x_1; time t [B], 0 = image, 1 = noise; v = x_1 - x_0;
 text vectors Z [B, M, D], called `context`; `mask` [B, M] bool, True = a real token; w is `cfg_scale`; N = (H/p)(W/p).
+A tensor of the wrong shape or type raises ValueError, which names it, what it had and what it should have.
 """
 
 import difflib
@@ -56,8 +57,7 @@ class CLIPTextEncoder(nn.Module):
             load_tower(self.tower, model_name, pretrained)
         self.model_name, self.pretrained = model_name, str(pretrained)
         self.tokenizer = open_clip.get_tokenizer(model_name)
-        self.embed_dim = self.tower.width  # D
-        self.max_length = self.tower.context_length  # M
+        self.embed_dim, self.max_length = self.tower.width, self.tower.context_length  # D and M
         self.requires_grad_(False).eval().to(device or "cpu")  # [CLIP-9] frozen
 
     def train(self, mode=True):
@@ -191,8 +191,9 @@ def patchify(images, patch_size):
 def unpatchify(patches, patch_size, height=None):
     """[B, N, p p C] -> [B, C, H, W], the exact inverse of patchify. `height`: H in pixels, default a square image."""
     check_shape("patches", patches, "B", "N", "ppC")
+    require(not height or height % patch_size == 0, f"height is {height}, expected a multiple of patch_size = {patch_size}")
     rows = height // patch_size if height else math.isqrt(patches.shape[1])
-    columns = patches.shape[1] // max(1, rows) if height else rows
+    columns = patches.shape[1] // rows if height else rows
     check_shape("patches", patches, "B", rows * columns, patches.shape[2] // patch_size**2 * patch_size**2)
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, p=patch_size, q=patch_size)  # [PATCH-2]
 
@@ -311,8 +312,8 @@ class TextConditionalDiT(DiT):
     def __init__(
         self, img_size=32, patch_size=4, in_channels=3, embed_dim=256, depth=6, num_heads=8, mlp_ratio=4.0, context_dim=512
     ):
-        sizes = {"img_size": img_size, "patch_size": patch_size, "in_channels": in_channels, "embed_dim": embed_dim}
-        config = sizes | {"depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "context_dim": context_dim}
+        config = dict(img_size=img_size, patch_size=patch_size, in_channels=in_channels, embed_dim=embed_dim, depth=depth)
+        config |= dict(num_heads=num_heads, mlp_ratio=mlp_ratio, context_dim=context_dim)
         super().__init__(**config)
         self.config = config  # from which a checkpoint builds the model again
         self.context_proj = nn.Linear(context_dim, context_dim)
@@ -363,7 +364,7 @@ def drop_text(context, mask, null_context, null_mask, drop):
     null_context [1, M, D] and null_mask [1, M], or one per sample. Returns new tensors."""
     check_shape("drop", drop, len(context))
     check_shape("null_context", null_context, "B", *context.shape[1:])
-    check_shape("null_mask", null_mask, "B", *mask.shape[1:])
+    check_shape("null_mask", null_mask, len(null_context), *mask.shape[1:])
     context = torch.where(rearrange(drop, "b -> b 1 1"), null_context, context)  # [DROP-1] [DROP-2] sample by sample
     return context, torch.where(rearrange(drop, "b -> b 1"), null_mask, mask)  # [DROP-1] the mask goes with it
 
@@ -372,6 +373,7 @@ def cfg_velocity(model, x, t, context, mask, null_context, null_mask, cfg_scale)
     """v_uncond + w (v_cond - v_uncond) -> [B, C, H, W]: w = 0 ignores the text, w = 1 obeys it, w > 1 exaggerates it.
     x [B, C, H, W], t [B], context [B, M, D], mask [B, M], null_* as in drop_text; w a number or one per sample [B]."""
     check_shape("null_context", null_context, "B", *context.shape[1:])
+    check_shape("null_mask", null_mask, len(null_context), *mask.shape[1:])
     null_context, null_mask = null_context.expand_as(context), null_mask.expand_as(mask)
     if torch.is_tensor(cfg_scale):
         check_shape("cfg_scale", cfg_scale, len(x))
@@ -396,7 +398,7 @@ def interpolate(x0, x1, t):
 
 
 def flow_matching_loss(model, x0, context, mask, *, x1=None, t=None):
-    """The mean of |model(x_t, t, context, mask) - v|^2 over batch and pixels -> scalar float32 (Lipman et al. 2023)."""
+    """The mean of |model(x_t, t, context, mask) - v|^2 over batch and pixels -> scalar (Lipman et al. 2023)."""
     x1 = torch.randn_like(x0) if x1 is None else x1  # [FLOW-4] x_1 ~ N(0, I), drawn unless it is given
     t = torch.rand(len(x0), device=x0.device) if t is None else t  # [FLOW-4] t ~ U[0, 1], one a sample
     xt, v = interpolate(x0, x1, t)
@@ -462,10 +464,10 @@ def get_device():
 
 
 def autocast(device, precision="auto"):
-    """Matrix products in bfloat16 ("bf16") or not ("fp32"); "auto": bf16 on a GPU that has it and on a CPU with AMX."""
+    """Matrix products in bfloat16 ("bf16") or not ("fp32"); "auto": bf16 on a GPU or CPU (AMX) that torch says has it."""
     kind = torch.device(device).type
     cuda = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    native = cuda or (kind == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False))
+    native = cuda or (kind == "cpu" and getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False))
     return torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and native))
 
 

@@ -98,7 +98,7 @@ def load(path=None, clip_weights=None):
     weights = clip_weights or meta["clip_weights"]
     encoder = flowclip.CLIPTextEncoder(meta["clip"], weights, device)
     null = encoder.encode("", return_pooled=True)[1][0].cpu()
-    if not torch.allclose(null, torch.tensor(meta["clip_null"]), rtol=1e-2, atol=1e-2):
+    if not torch.allclose(null, torch.tensor(meta.get("clip_null", null.tolist())), rtol=1e-2, atol=1e-2):
         raise ValueError(f"text weights {weights!r} differ from those that {path} was trained with, {meta['clip_weights']!r}")
     print(f"{path}: step {meta['step']:,}, text weights {meta['clip']} {weights!r}, on {device}")
     return model, encoder, meta

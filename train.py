@@ -41,7 +41,9 @@ def load_data(name, img_size=None):
         try:
             cifar = torchvision.datasets.CIFAR10(root="data", download=True)
         except (OSError, RuntimeError) as error:
-            raise ConnectionError(f"could not download CIFAR-10 into data/ ({type(error).__name__})") from None
+            raise ConnectionError(f"could not download CIFAR-10 into data/: {' '.join(str(error).split())[:150]}") from None
+        finally:
+            socket.setdefaulttimeout(None)
         images, labels = rearrange(torch.from_numpy(cifar.data), "n h w c -> n c h w").contiguous(), cifar.targets
         captions = flowclip.make_cifar10_captions(range(10))
     elif name == "digits":
@@ -187,7 +189,7 @@ class TextConditionalTrainer:
         return f"loss {loss:.4f}, {rate:,.0f} images/s"
 
     def save_checkpoint(self, path, run=None):
-        """Write what sampling needs (EMA weights, where the text vectors came from) and what resume() needs."""
+        """Write what sampling needs (EMA weights, where the text vectors came from) and what resume() needs."""  # [TRAIN-7]
         meta = {
             "config": self.model.config, "image_shape": list(self.model.image_shape), "captions": list(self.texts)[1:],
             "clip": self.text_encoder.model_name, "clip_weights": self.text_encoder.pretrained,
@@ -224,7 +226,7 @@ def plot_losses(path, metrics, losses, steps_an_epoch):
 
 
 def draw_samples(path, trainer, captions):
-    """samples.png: one image a caption (of many: 20, spread over the list) at w = 3, from the EMA weights."""
+    """samples.png: one image a caption (of many: at most 20, spread over the list) at w = 3, from the EMA weights."""
     shown, rand = captions[:: -(-len(captions) // 20)], torch.Generator().manual_seed(trainer.seed)
     model, shape = trainer.ema_model, trainer.model.image_shape
     with flowclip.autocast(trainer.device, trainer.precision):
@@ -252,7 +254,7 @@ def parse_args():
     add("--patch-size", type=int, default=4, metavar="N", help="pixels a side (%(default)s)")
     add("--img-size", type=int, metavar="N", help="pixels a side (as the data are)")
     add("--seed", type=int, default=0, metavar="N", help="of weights, order, noise, times and drops (%(default)s)")
-    add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="auto: bf16 where it is the faster one (auto)")
+    add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="auto: bf16 on a GPU or a CPU that has it (auto)")
     add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help="auto: the best at hand (auto)")
     add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the model (no)")
     add("--out", type=Path, metavar="DIR", help="run folder (runs/ and the name of the data)")
@@ -266,6 +268,9 @@ def parse_args():
     for name in counts:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected at least 1")
+    for name, low, high in (("seed", 0, math.inf), ("warmup", 0, math.inf), ("ema", 0, 1), ("text_drop", 0, 1)):
+        if not low <= getattr(args, name) <= high:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected {low} to {high}")
     if not {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(args.device, True):
         raise ValueError(f"--device {args.device}: there is none here; --device auto takes what there is")
     return args
@@ -296,8 +301,9 @@ def main():
     rows = ["step,epoch,loss,images_per_second"]
     if args.resume:
         trainer.resume(checkpoint, run)
-        whole = [row.split(",") for row in metrics.read_text().splitlines()[1:] if row.count(",") == 3]
-        rows += [",".join(row) for row in whole if int(row[0]) <= trainer.step]
+        old = metrics.read_text().splitlines()[1:] if metrics.is_file() else []
+        whole = [row for row in old if row.count(",") == 3]  # not what a kill cut off, and not the row of a stop
+        rows += [row for row in whole if int(row.split(",")[0]) <= trainer.step and int(row.split(",")[0]) % 10 == 0]
     out.mkdir(parents=True, exist_ok=True)
     metrics.write_text("\n".join(rows) + "\n")
     with flowclip.autocast(device, args.precision):

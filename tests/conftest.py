@@ -92,9 +92,10 @@ def pytest_terminal_summary(terminalreporter, config):
         failed = [name for name in names if "failed" in outcomes[name]]
         held = [name for name in names if name not in failed and "passed" in outcomes[name]]
         skipped = [name for name in names if outcomes[name] == {"skipped"}]
-        tests = sum(any(statements.get(name) == chapter for name in names) for names, _, _ in config.outcomes.values())
+        tests = sum(any(statements.get(name) == chapter for name in guarded) for guarded, _, _ in config.outcomes.values())
         rest = len(names) - len(failed) - len(held) - len(skipped)
-        write(f"{chapter:<14}{len(names):>11}{len(held):>7}{len(failed):>7}{len(skipped):>9}{rest:>9}{tests:>7}")
+        line = f"{chapter:<14}{len(names):>11}{len(held):>7}{len(failed):>7}{len(skipped):>9}{rest:>9}{tests:>7}"
+        write(line, green=bool(held) and not failed, red=bool(failed))
         if failed:
             write(f"    fail: {' '.join(failed)}", red=True)
         for name in skipped:

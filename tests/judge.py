@@ -1,7 +1,7 @@
 """Are the digits that the demo draws the ones that its prompts name? python tests/judge.py runs/demo/checkpoint.pt
 
 The judge is a support vector machine that has learned from half of scikit-learn's real digits; its score on the other
-half is printed first. The control gives each image the prompt of another: a judge that is not fooled says 10%.
+half is printed first. The control shuffles the prompts: a judge that is not fooled says about 10%.
 """
 
 import argparse

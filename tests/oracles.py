@@ -99,10 +99,11 @@ def solve(velocity, x, N, solver):
     return x
 
 
-def first_adamw_step(weight, grad, lr, decay):
-    """The first step of AdamW (Loshchilov & Hutter 2019) with betas 0.9, 0.999 and epsilon 1e-8, for one number."""
-    m, u = 0.1 * grad / (1 - 0.9), 0.001 * grad**2 / (1 - 0.999)  # both moments, bias-corrected
-    return weight * (1 - lr * decay) - lr * m / (math.sqrt(u) + 1e-8)
+def adamw_step(weight, grad, m, u, step, lr, decay):
+    """Step 1, 2, ... of AdamW (Loshchilov & Hutter 2019), betas 0.9 and 0.999, epsilon 1e-8 -> (weight, m, u)."""
+    m, u = 0.9 * m + 0.1 * grad, 0.999 * u + 0.001 * grad**2
+    move = (m / (1 - 0.9**step)) / ((u / (1 - 0.999**step)) ** 0.5 + 1e-8)
+    return weight * (1 - lr * decay) - lr * move, m, u
 
 
 def ema_decay(ema, step):

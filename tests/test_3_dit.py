@@ -30,9 +30,15 @@ def test_patches_of_cifar():
     assert flowclip.patchify(torch.zeros(1, 3, 32, 32), 4).shape == (1, 64, 48)
     with pytest.raises(ValueError, match=r"images has shape \[1, 3, 32, 30\], expected H and W divisible by patch_size = 4"):
         flowclip.patchify(torch.zeros(1, 3, 32, 30), 4)
-    for size, height in ((48, None), (50, 8), (48, 1)):
-        with pytest.raises(ValueError, match="patches has shape"):
-            flowclip.unpatchify(torch.zeros(1, 6, size), 4, height)
+
+
+@pytest.mark.spec("PATCH-2")
+@pytest.mark.parametrize("size, height, words", [
+    (48, None, "patches has shape"), (50, 8, "patches has shape"), (48, 16, "patches has shape"), (48, 9, "height is 9"),
+])  # fmt: skip
+def test_patches_of_no_image(size, height, words):
+    with pytest.raises(ValueError, match=words):
+        flowclip.unpatchify(torch.zeros(1, 6, size), 4, height)
 
 
 @pytest.mark.spec("POS-1")
@@ -44,8 +50,6 @@ def test_positions(dim, grid):
         assert torch.pdist(table).min() > 0.1, "no two patches have the same"
     with pytest.raises(ValueError, match="dim is 6"):
         flowclip.position_embedding_2d(6, 2)
-    with pytest.raises(ValueError, match="dim is 7, expected an even number"):
-        flowclip.timestep_embedding(torch.rand(2), 7)
 
 
 @pytest.mark.spec("POS-2")
@@ -76,36 +80,42 @@ def test_times_are_distinct_and_float32():
     distances = torch.cdist(flowclip.timestep_embedding(t, 256), flowclip.timestep_embedding(t, 256))
     assert (distances + 99 * torch.eye(101)).min() > 2, "t and t + 0.01 clearly differ"
     for dtype in (torch.float64, torch.bfloat16):
-        t = torch.tensor([0.501]).to(dtype)
+        t = torch.tensor([0.504]).to(dtype)  # (in bfloat16 0.50390625, and 1000 times that 503.90625)
         e = flowclip.timestep_embedding(t, 8)
         assert e.dtype == torch.float32
         torch.testing.assert_close(e, torch.tensor([oracles.waves(1000 * t.item(), 8)]), atol=2e-4, rtol=0)
     a, b = flowclip.timestep_embedding(torch.tensor([0.501, 0.502]), 8)
     assert (a - b).abs().max() > 0.5
+    with pytest.raises(ValueError, match="dim is 7, expected an even number"):
+        flowclip.timestep_embedding(torch.rand(2), 7)
 
 
-@pytest.mark.spec("TIME-3", "DIT-3", "DIT-6", "DIT-2", "DIT-5")
+@pytest.mark.spec("TIME-3", "DIT-2", "DIT-3", "DIT-4", "DIT-5", "DIT-6")
+@pytest.mark.parametrize("kind", ["DiT", "ConditionalDiT", "TextConditionalDiT"])
 @given(draw.seeds, st.integers(1, 3), st.integers(1, 5))
-def test_the_model_is_the_composition_of_its_documented_parts(make_model, seed, B, M):
-    model, g = make_model(seed=seed), torch.Generator().manual_seed(seed)
+def test_the_model_is_the_composition_of_its_documented_parts(make_model, kind, seed, B, M):
+    model, g = make_model(kind, seed), torch.Generator().manual_seed(seed)
     xt, t, Z = torch.randn(B, 3, 8, 8, generator=g), torch.rand(B, generator=g), torch.randn(B, M, 12, generator=g)
     mask = torch.arange(M) < torch.randint(1, M + 1, (B, 1), generator=g)
     first, second = model.time_mlp[0], model.time_mlp[2]
     h = first(flowclip.timestep_embedding(t, 16))
-    c = second(h * torch.sigmoid(h))
+    c, labels = second(h * torch.sigmoid(h)), torch.randint(0, 11, (B,), generator=g)
     assert c.shape == (B, 64)
+    if kind == "ConditionalDiT":
+        c = c + model.label_embedding.weight[labels]
     x = model.patch_embed(flowclip.patchify(xt, 2)) + flowclip.position_embedding_2d(16, 4)
-    context = model.context_proj(Z)
     for block in model.blocks:
         h = block.norm1(x, c)
         x = x + block.self_attn(h, h)
-        x = x + block.cross_attn(block.norm2(x, c), context, mask)
+        if kind == "TextConditionalDiT":
+            x = x + block.cross_attn(block.norm2(x, c), model.context_proj(Z), mask)
         hidden = block.mlp[0](block.norm3(x, c))
         x = x + block.mlp[2](hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2))))
     mean, var = x.mean(-1, keepdim=True), x.var(-1, unbiased=False, keepdim=True)
     x = (x - mean) / (var + 1e-5).sqrt() * model.final_norm.weight + model.final_norm.bias
     expected = flowclip.unpatchify(model.final_linear(x), 2)
-    torch.testing.assert_close(model(xt, t, Z, mask), expected, atol=1e-4, rtol=1e-4)
+    condition = {"DiT": [], "ConditionalDiT": [labels], "TextConditionalDiT": [Z, mask]}[kind]
+    torch.testing.assert_close(model(xt, t, *condition), expected, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.spec("DIT-1")
@@ -142,6 +152,8 @@ def test_the_first_prediction_is_zero(kind):
     assert len(layers) == (6 if kind == "TextConditionalDiT" else 4)
     assert all((layer.weight == 0).all() and (layer.bias == 0).all() for layer in layers)
     for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Embedding):
+            assert 0.017 < layer.weight.std() < 0.023
         if isinstance(layer, torch.nn.Linear) and layer not in (*layers, model.final_linear) and name != "context_proj":
             bound = math.sqrt(6 / (layer.in_features + layer.out_features))
             assert (layer.bias == 0).all() and 0.9 * bound < layer.weight.abs().max() <= bound, name
@@ -203,3 +215,13 @@ def test_errors_name_the_argument(make_model):
             model(*args)
     with pytest.raises(ValueError, match="img_size is 30, expected a multiple of patch_size = 4"):
         flowclip.DiT(img_size=30)
+    with pytest.raises(ValueError, match=r"^labels has shape \[1\], expected \[2\]$"):
+        make_model("ConditionalDiT")(xt, t, torch.tensor([1]))
+
+
+def test_arguments_by_place():
+    by_place = flowclip.ConditionalDiT(8, 2, 1, 16, 1, 2, 2.0, num_classes=3)
+    assert by_place.image_shape == (1, 8, 8) and len(by_place.blocks) == 1 and by_place.label_embedding.weight.shape == (4, 64)
+    assert by_place.blocks[0].mlp[0].out_features == 32 and by_place.blocks[0].self_attn.num_heads == 2
+    text = flowclip.TextConditionalDiT(8, 2, 1, 16, 1, 2, 2.0, 12)
+    assert flowclip.TextConditionalDiT(**text.config).config == text.config and text.config["context_dim"] == 12

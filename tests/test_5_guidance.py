@@ -32,9 +32,9 @@ def test_drop_all_and_none():
     assert torch.equal(none[0], context) and torch.equal(none[1], mask)
     with pytest.raises(ValueError, match=r"drop has shape \[2\], expected \[3\]"):
         flowclip.drop_text(context, mask, null_context, null_mask, drop[:2])
-    with pytest.raises(ValueError, match="null_context has shape"):
+    with pytest.raises(ValueError, match=r"^null_context has shape \[1, 3, 2\], expected \[B, 4, 2\]$"):
         flowclip.drop_text(context, mask, null_context[:, :3], null_mask, drop)
-    with pytest.raises(ValueError, match="null_mask has shape"):
+    with pytest.raises(ValueError, match=r"^null_mask has shape \[1, 3\], expected \[1, 4\]$"):
         flowclip.drop_text(context, mask, null_context, null_mask[:, :3], drop)
 
 
@@ -64,6 +64,9 @@ def test_one_and_zero_cost_one_pass(s):
         model = draw.Velocity()
         torch.testing.assert_close(flowclip.cfg_velocity(model, *args, w), expected)
         assert model.calls == [s.B]
+    for w in (0.5, 1):
+        with pytest.raises(ValueError, match="null_mask has shape"):
+            flowclip.cfg_velocity(draw.Velocity(), *args[:5], torch.zeros(1, 9, dtype=torch.bool), w)
     untrimmed = (*args[:4], torch.zeros(1, 9, s.D), torch.zeros(1, 9, dtype=torch.bool))
     with pytest.raises(ValueError, match="null_context has shape"):
         flowclip.cfg_velocity(draw.Velocity(), *untrimmed, 3.0)

@@ -18,15 +18,21 @@ solvers = pytest.mark.parametrize("solver", ["euler", "heun"])
 @given(draw.steps)
 def test_the_times_that_are_asked(N):
     for solver in ("euler", "heun"):
-        asked, visited = [], []
+        asked, visited, states = [], [], []
         x1 = torch.randn(2, 1, 1, 1)
 
         def velocity(x, t, asked=asked):
             assert t.shape == (2,) and t.dtype == torch.float32 and t[0] == t[1]
             asked.append(t[0].item())
-            return x * 0
+            return torch.ones_like(x)
 
-        flowclip.integrate(velocity, x1, N, solver, lambda n, t, x, visited=visited: visited.append((n, t)))
+        def callback(n, t, x, visited=visited, states=states):
+            visited.append((n, t))
+            states.append(x)
+
+        flowclip.integrate(velocity, x1, N, solver, callback)
+        for (_, t), x in zip(visited, states):
+            torch.testing.assert_close(x, x1 - (1 - t), atol=1e-5, rtol=1e-5)
         grid = [1 - n / N for n in range(N + 1)]
         expected = grid[:-1] if solver == "euler" else [t for pair in zip(grid, grid[1:]) for t in pair]
         assert asked == pytest.approx(expected, abs=1e-6) and len(asked) == (N if solver == "euler" else 2 * N)
@@ -77,12 +83,13 @@ def test_the_state_keeps_float32(dtype):
         seen.append(x.dtype)
         return torch.full_like(x, 1 / 3).bfloat16()
 
-    out = flowclip.integrate(velocity, x1, 50)
-    assert out.dtype == state and set(seen) == {state}
-    torch.testing.assert_close(out, x1.to(state) - torch.tensor(1 / 3).bfloat16().to(state), atol=1e-5, rtol=1e-5)
+    for solver in ("euler", "heun"):
+        out = flowclip.integrate(velocity, x1, 50, solver)
+        assert out.dtype == state and set(seen) == {state}
+        torch.testing.assert_close(out, x1.to(state) - torch.tensor(1 / 3).bfloat16().to(state), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.spec("SAMPLE-8", "FLOW-5")
+@pytest.mark.spec("SAMPLE-8")
 @solvers
 def test_gaussian_data_come_out_with_their_mean_and_variance(solver):
     m, s, count = 0.7, 0.5, 4000
@@ -139,7 +146,67 @@ def test_the_sampler_is_guided_integration(make_model, solver, w):
 
     with torch.no_grad():
         expected = flowclip.integrate(velocity, noise, 4, solver)
-    torch.testing.assert_close(sample(model, prompts, noise=noise, cfg_scale=w, solver=solver), expected, atol=1e-3, rtol=1e-3)
+    images = sample(model, prompts, noise=noise, cfg_scale=w, solver=solver)
+    torch.testing.assert_close(images, expected, atol=1e-4, rtol=1e-4)
+    again = sample(model, tuple(prompts), noise=noise.double(), cfg_scale=w, solver=solver, device="cpu")
+    assert torch.equal(again, images) and images.dtype == torch.float32
+
+
+@pytest.mark.spec("SAMPLE-5")
+def test_the_documented_defaults():
+    import inspect
+
+    defaults = {name: p.default for name, p in inspect.signature(flowclip.sample_text_conditional).parameters.items()}
+    assert (defaults["image_shape"], defaults["num_steps"], defaults["cfg_scale"]) == ((3, 32, 32), 50, 7.5)
+    assert defaults["solver"] == "euler" and defaults["progress"] is True
+
+
+@pytest.mark.parametrize("solver, evaluations", [("euler", 4), ("heun", 8)])
+def test_the_progress_bar(make_model, monkeypatch, solver, evaluations):
+    bars = []
+
+    class Bar:
+        def __init__(self, total, desc, leave, disable):
+            self.total, self.disable, self.count, self.open = total, disable, 0, True
+            bars.append(self)
+
+        def update(self):
+            self.count += 1
+
+        def close(self):
+            self.open = False
+
+    monkeypatch.setattr(flowclip, "tqdm", Bar)
+    sample(make_model(), "dog", solver=solver)
+    sample(make_model(), "dog", solver=solver, progress=True)
+    assert [(bar.total, bar.count, bar.open) for bar in bars] == [(evaluations, evaluations, False)] * 2
+    assert [bar.disable for bar in bars] == [True, None], "None: shown where there is a terminal"
+
+
+@pytest.mark.parametrize("cuda, mps, expected", [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_the_best_device(monkeypatch, cuda, mps, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert flowclip.get_device() == torch.device(expected)
+
+
+@pytest.mark.parametrize("precision, native, expected", [
+    ("auto", True, True), ("auto", False, False), ("fp32", True, False), ("bf16", False, True),
+])  # fmt: skip
+def test_auto_precision_is_bf16_where_the_processor_has_amx(monkeypatch, precision, native, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": native}, raising=False)
+    with flowclip.autocast("cpu", *([] if precision == "auto" else [precision])):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if expected else torch.float32)
+
+
+def test_auto_precision_on_a_gpu(monkeypatch):
+    for native in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        seen = []
+        monkeypatch.setattr(torch, "autocast", lambda *args, seen=seen, **given: seen.append((args, given)))
+        flowclip.autocast("cuda:0")
+        assert seen == [(("cuda", torch.bfloat16), {"enabled": native})]
 
 
 @pytest.mark.spec("SAMPLE-7")
@@ -177,7 +244,7 @@ class Bomb:
 
 def test_checkpoints_that_are_none(make_model, tmp_path):
     model, path, fired = make_model(), tmp_path / "checkpoint.pt", tmp_path / "fired"
-    torch.save({"format": "flowclip-1", "model": Bomb(fired), "meta": {}, "training": None}, tmp_path / "bomb.pt")
+    torch.save({"model": Bomb(fired), "meta": {}, "training": None}, tmp_path / "bomb.pt")
     flowclip.save_checkpoint(path, model, {"config": model.config})
     content = path.read_bytes()
     for name, data in {"half.pt": content[: len(content) // 2], "empty.pt": b"", "text.pt": b"hello"}.items():
