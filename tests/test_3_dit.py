@@ -28,17 +28,6 @@ def test_patches_in_order_and_back(s):
 @pytest.mark.spec("PATCH-1")
 def test_patches_of_cifar():
     assert flowclip.patchify(torch.zeros(1, 3, 32, 32), 4).shape == (1, 64, 48)
-    with pytest.raises(ValueError, match=r"images has shape \[1, 3, 32, 30\], expected H and W divisible by patch_size = 4"):
-        flowclip.patchify(torch.zeros(1, 3, 32, 30), 4)
-
-
-@pytest.mark.spec("PATCH-2")
-@pytest.mark.parametrize("size, height, words", [
-    (48, None, "patches has shape"), (50, 8, "patches has shape"), (48, 16, "patches has shape"), (48, 9, "height is 9"),
-])  # fmt: skip
-def test_patches_of_no_image(size, height, words):
-    with pytest.raises(ValueError, match=words):
-        flowclip.unpatchify(torch.zeros(1, 6, size), 4, height)
 
 
 @pytest.mark.spec("POS-1")
@@ -48,8 +37,6 @@ def test_positions(dim, grid):
     torch.testing.assert_close(table, torch.tensor(oracles.positions(dim, grid)))
     if grid > 1:
         assert torch.pdist(table).min() > 0.1, "no two patches have the same"
-    with pytest.raises(ValueError, match="dim is 6"):
-        flowclip.position_embedding_2d(6, 2)
 
 
 @pytest.mark.spec("POS-2")
@@ -86,8 +73,6 @@ def test_times_are_distinct_and_float32():
         torch.testing.assert_close(e, torch.tensor([oracles.waves(1000 * t.item(), 8)]), atol=2e-4, rtol=0)
     a, b = flowclip.timestep_embedding(torch.tensor([0.501, 0.502]), 8)
     assert (a - b).abs().max() > 0.5
-    with pytest.raises(ValueError, match="dim is 7, expected an even number"):
-        flowclip.timestep_embedding(torch.rand(2), 7)
 
 
 @pytest.mark.spec("TIME-3", "DIT-2", "DIT-3", "DIT-4", "DIT-5", "DIT-6")
@@ -201,22 +186,6 @@ def test_every_parameter_gets_a_gradient(make_model):
     for name, parameter in model.named_parameters():
         if not name.endswith("k_proj.bias"):  # softmax does not see it, as chapter 3 says
             assert parameter.grad.abs().max() > 1e-6, name
-
-
-def test_errors_name_the_argument(make_model):
-    model = make_model()
-    xt, t, Z = torch.randn(2, 3, 8, 8), torch.rand(2), torch.randn(2, 4, 12)
-    for args, words in {
-        (xt[:, :1], t, Z): r"xt has shape \[2, 1, 8, 8\], expected \[B, 3, 8, 8\]",
-        (xt, t[:1], Z): r"t has shape \[1\], expected \[2\]",
-        (xt, t, Z[..., :5]): r"context has shape \[2, 4, 5\], expected \[2, M, 12\]",
-    }.items():
-        with pytest.raises(ValueError, match=words):
-            model(*args)
-    with pytest.raises(ValueError, match="img_size is 30, expected a multiple of patch_size = 4"):
-        flowclip.DiT(img_size=30)
-    with pytest.raises(ValueError, match=r"^labels has shape \[1\], expected \[2\]$"):
-        make_model("ConditionalDiT")(xt, t, torch.tensor([1]))
 
 
 def test_arguments_by_place():

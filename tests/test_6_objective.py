@@ -27,14 +27,6 @@ def test_the_path(shape, seed):
     torch.testing.assert_close((forward - back) / 2e-3, v)
 
 
-def test_errors_name_the_argument():
-    x0, x1, t = draw.pair((2, 1, 2, 2), 0)
-    with pytest.raises(ValueError, match=r"x1 has shape \[1, 1, 2, 2\], expected \[2, 1, 2, 2\]"):
-        flowclip.interpolate(x0, x1[:1], t)
-    with pytest.raises(ValueError, match=r"t has shape \[1\], expected \[2\]"):
-        flowclip.interpolate(x0, x1, t[:1])
-
-
 @pytest.mark.spec("FLOW-3")
 @given(draw.image_shapes, draw.seeds)
 def test_loss_is_the_mean_square(shape, seed):
