@@ -161,6 +161,7 @@ def test_the_progress_bar(make_model, monkeypatch, solver, evaluations):
 
     class Bar:
         def __init__(self, total, desc, leave, disable):
+            assert desc == "sampling" and leave is False
             self.total, self.disable, self.count, self.open = total, disable, 0, True
             bars.append(self)
 
@@ -250,4 +251,6 @@ def test_checkpoints_that_are_none(make_model, tmp_path):
     for name in ("missing.pt", "."):
         with pytest.raises(ValueError, match="no checkpoint file at"):
             flowclip.load_checkpoint(tmp_path / name)
+    with pytest.raises(ValueError, match=r"text.pt is not a flowclip checkpoint, or only a part of one \(KeyError\)$"):
+        flowclip.load_checkpoint(tmp_path / "text.pt")
     assert not fired.exists(), "a checkpoint ran code"
