@@ -215,6 +215,33 @@ def test_a_failed_download_is_quick_and_says_what_is_missing(monkeypatch):
     with pytest.raises(ConnectionError, match="could not download CLIP weights 'openai' of ViT-B-32-quickgelu"):
         flowclip.CLIPTextEncoder()
     assert seen == [True] and was == constants.HF_HUB_OFFLINE
+    with pytest.raises(ConnectionError, match="'laion2b_s34b_b79k' of ViT-B-32 from"):
+        flowclip.CLIPTextEncoder("ViT-B-32", "laion2b_s34b_b79k")  # no QuickGELU on either side
+
+
+@pytest.mark.spec("CLIP-11")
+def test_a_download_is_loaded(encoder, monkeypatch, tmp_path):
+    import huggingface_hub
+    import open_clip
+
+    torch.save(encoder.tower.state_dict(), tmp_path / "download.pt")
+    asked = []
+
+    class Session:
+        def head(self, *args, **given):
+            asked.append((args, given))
+
+    def download(cfg):
+        asked.append((cfg["hf_hub"], huggingface_hub.constants.HF_HUB_OFFLINE))
+        return tmp_path / "download.pt"
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_session", Session)
+    monkeypatch.setattr(open_clip, "download_pretrained", download)
+    loaded = flowclip.CLIPTextEncoder()
+    hub = ((huggingface_hub.constants.ENDPOINT,), {"timeout": 10})
+    assert asked == [hub, ("timm/vit_base_patch32_clip_224.openai/", False)]
+    assert torch.equal(loaded.encode("a red car"), encoder.encode("a red car"))
 
 
 @pytest.mark.parametrize("bad", [[], [3], None])

@@ -193,4 +193,7 @@ def test_arguments_by_place():
     assert by_place.image_shape == (1, 8, 8) and len(by_place.blocks) == 1 and by_place.label_embedding.weight.shape == (4, 64)
     assert by_place.blocks[0].mlp[0].out_features == 32 and by_place.blocks[0].self_attn.num_heads == 2
     text = flowclip.TextConditionalDiT(8, 2, 1, 16, 1, 2, 2.0, 12)
-    assert flowclip.TextConditionalDiT(**text.config).config == text.config and text.config["context_dim"] == 12
+    names = ("img_size", "patch_size", "in_channels", "embed_dim", "depth", "num_heads", "mlp_ratio", "context_dim")
+    assert text.config == dict(zip(names, (8, 2, 1, 16, 1, 2, 2.0, 12))) and text.image_shape == (1, 8, 8)
+    assert text.blocks[0].cross_attn.num_heads == text.blocks[0].self_attn.num_heads == 2
+    assert text.blocks[0].cross_attn.k_proj.in_features == 12 and text.blocks[0].mlp[0].out_features == 32

@@ -195,9 +195,19 @@ def test_auto_precision_is_bf16_where_the_processor_has_amx(monkeypatch, precisi
     assert product.dtype == (torch.bfloat16 if expected else torch.float32)
 
 
+def test_auto_precision_where_nothing_is_known(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    with flowclip.autocast("cpu"):
+        assert not torch.is_autocast_enabled("cpu")
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in older releases
+    with flowclip.autocast("cpu"):
+        assert not torch.is_autocast_enabled("cpu")
+
+
 def test_auto_precision_on_a_gpu(monkeypatch):
     for native in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        supported = lambda including_emulation, native=native: native if including_emulation is False else None  # noqa: E731
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
         seen = []
         monkeypatch.setattr(torch, "autocast", lambda *args, seen=seen, **given: seen.append((args, given)))
         flowclip.autocast("cuda:0")
