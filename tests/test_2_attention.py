@@ -93,6 +93,7 @@ def test_one_real_token_returns_its_value(s):
 def test_the_scale_is_of_one_head():
     attention = flowclip.CrossAttention(32, 5, num_heads=4)
     assert attention.head_dim == 8 and attention.scale == pytest.approx(1 / math.sqrt(8))
+    assert isinstance(attention.head_dim, int) and flowclip.CrossAttention(16, 5).num_heads == 8
 
 
 @pytest.mark.spec("ATTN-7")

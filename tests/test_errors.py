@@ -109,6 +109,8 @@ def test_refused_by_name(call, message):
      "'openai' weights have another activation than ViT-B-32: see ViT-B-32-quickgelu"),
     (lambda e: flowclip.CLIPTextEncoder("ViT-S-32-alt", "no.pt"),
      "CLIP weights 'no.pt': no such file, and no tag of ViT-S-32-alt ()"),
+    (lambda e: flowclip.CLIPTextEncoder("ViT-H-14-quickgelu", "no.pt"),
+     "CLIP weights 'no.pt': no such file, and no tag of ViT-H-14-quickgelu (metaclip_fullcc, dfn5b)"),
 ])  # fmt: skip
 def test_text_towers_are_refused_by_name(small_encoder, call, message):
     with pytest.raises(ValueError) as caught:
