@@ -202,7 +202,7 @@ def test_mistakes_end_in_one_line(command, tmp_path):
     one_line(command(train, "--demo", "--batch-size", 5000), "--batch-size is 5000, expected 1 to 1797")
     one_line(command(train, "--demo", "--heads", 3), "embed_dim is 128, expected a multiple of num_heads = 3")
     one_line(command(train, "--demo", "--heads", 0), "--heads is 0, expected at least 1")
-    for option, value in {"--seed": -1, "--ema": 1.5, "--text-drop": 2, "--warmup": -5}.items():
+    for option, value in {"--seed": -1, "--ema": 1.5, "--text-drop": 2.5, "--warmup": -5}.items():
         one_line(command(train, "--demo", option, value), f"{option} is {value}, expected 0 to ")
     one_line(command(train, "--demo", "--clip-weights", "no.pt"), "CLIP weights 'no.pt': no such file")
     one_line(command(train, "--demo", "--resume"), "no checkpoint file at runs/demo/checkpoint.pt")
