@@ -46,7 +46,7 @@ def judge_checkpoint(path, count=200, cfg=3.0, steps=50, seed=0):
     return {"real": real, "drawn": float((seen == names).mean()), "control": float((seen == shuffled).mean())}
 
 
-if __name__ == "__main__":
+def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--n", type=int, default=200, help="draws (200)")
@@ -54,7 +54,11 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=50, help="Euler steps (50)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--at-least", type=float, default=0.0, help="exit with status 1 if fewer prompts are kept")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    args = parse_args()
     for cfg in args.cfg:
         result = judge_checkpoint(args.checkpoint, args.n, cfg, args.steps, args.seed)
         print(

@@ -10,6 +10,8 @@ steps = st.integers(1, 12)
 scales = st.floats(-3, 20)
 image_shapes = st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 3))
 prompts = st.text(st.sampled_from("abc !?,é猫0"), max_size=30)
+words = st.lists(st.text("abcdefgxyzé猫", min_size=1, max_size=7) | st.sampled_from(["!", "?!", "7", "42", "猫"]), max_size=5)
+captions = st.lists(st.sampled_from(["", "dog", "a red car", "a very long sentence", "猫"]), min_size=1, max_size=3)
 names = st.text("abeiouxyzAEIOUB ", min_size=1, max_size=12)
 
 

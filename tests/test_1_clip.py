@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import flowclip
@@ -31,34 +31,55 @@ def test_golden_tokens(encoder, prompt):
     assert ids.shape == (1, 77) and ids[0].tolist() == expected + [0] * (77 - len(expected))
 
 
+def ids_between(encoder, prompt):
+    """The ids of a prompt without BOS, EOS and padding."""
+    row = encoder.tokenize(prompt)[0].tolist()
+    return row[1 : row.index(49407)]
+
+
+@pytest.mark.spec("CLIP-1")
+@given(draw.words)
+def test_words_are_cut_one_by_one_and_read_back(small_encoder, words):
+    prompt = " ".join(words)
+    ids = [piece for word in words for piece in ids_between(small_encoder, word)]
+    row = small_encoder.tokenize(prompt)
+    assert row.shape == (1, 77) and row[0].tolist() == [49406, *ids, 49407] + [0] * (75 - len(ids))
+    assert torch.equal(small_encoder.tokenize([prompt.upper(), f"  {prompt} "]), row.expand(2, -1)), "case, and blanks around"
+    if prompt.isascii():  # (elsewhere a token may be a part of a letter)
+        assert "".join(small_encoder.tokens(prompt)) == f"[BOS]{''.join(words)}[EOS]"
+
+
 def test_tokens_are_readable(encoder):
     assert encoder.tokens("a red car") == ["[BOS]", "a", "red", "car", "[EOS]"]
     assert encoder.tokens("") == ["[BOS]", "[EOS]"]
 
 
 @pytest.mark.spec("CLIP-2")
-@pytest.mark.parametrize("words", [1, 75, 76, 77, 200])
-def test_long_prompts_are_cut_with_a_warning(encoder, words):
-    prompt = " ".join(["dog"] * words)
+@given(st.sampled_from(["dog", "!", "xylophone", "猫"]), st.integers(60, 90))
+@example("dog", 75)
+@example("dog", 76)
+@example("dog", 77)
+def test_long_prompts_are_cut_with_a_warning(small_encoder, word, count):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        ids = encoder.tokenize(prompt)[0]
-    kept = min(words, 75)
-    assert ids[: kept + 2].tolist() == [49406, *[1929] * kept, 49407] and not ids[kept + 2 :].any()
-    assert any("cut at 77" in str(w.message) for w in caught) == (words > 75)
+        ids = small_encoder.tokenize(" ".join(count * [word]))[0]
+    pieces = count * ids_between(small_encoder, word)
+    kept = pieces[:75]
+    assert ids.tolist() == [49406, *kept, 49407] + [0] * (75 - len(kept))
+    assert any("cut at 77" in str(w.message) for w in caught) == (len(pieces) > 75)
 
 
 @pytest.mark.spec("CLIP-3")
-def test_mask_is_found_by_the_place_of_eos(encoder):
-    prompts = ["", "a cat", "hi!; there", "!==", "a!=b", " ".join(["dog"] * 90)]
+@given(st.lists(draw.prompts | st.integers(60, 90).map(lambda count: "!= " * count), min_size=1, max_size=3))
+@example(["", "a cat", "hi!; there", "!==", "a!=b", 90 * "dog "])
+def test_mask_is_found_by_the_place_of_eos(small_encoder, texts):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ids, (_, mask) = encoder.tokenize(prompts), encoder(prompts)
-    assert (ids[2][mask[2]] == 0).any(), "the example must hold a real token of id 0"
-    for row, real in zip(ids.tolist(), mask.tolist()):
-        end = row.index(49407)
-        assert real == [m <= end for m in range(77)]
-    assert mask.dtype == torch.bool and mask[0].sum() == 2 and mask[-1].all()
+        ids, (_, mask) = small_encoder.tokenize(texts), small_encoder(texts)
+    assert mask.dtype == torch.bool and mask.shape == (len(texts), 77)
+    for text, row, real in zip(texts, ids.tolist(), mask.tolist()):
+        assert real == [m <= row.index(49407) for m in range(77)], text
+    assert 0 in ids_between(small_encoder, "hi!; there"), "there is a real token of id 0"
 
 
 @pytest.mark.spec("CLIP-4")
@@ -94,11 +115,13 @@ def test_each_prompt_is_encoded_by_itself(small_encoder, texts, random):
 
 
 @pytest.mark.spec("CLIP-7")
-def test_pooled_is_z_at_eos(encoder):
-    texts = ["", "a cat", "hi!; there"]
-    Z, pooled = encoder.encode(texts, return_pooled=True)
-    for i, ids in enumerate(encoder.tokenize(texts).tolist()):
-        assert torch.equal(pooled[i], Z[i, ids.index(49407)])
+@given(st.lists(draw.prompts, min_size=1, max_size=4))
+@example(["", "a cat", "hi!; there"])
+def test_pooled_is_z_at_eos(small_encoder, texts):
+    Z, pooled = small_encoder.encode(texts, return_pooled=True)
+    assert pooled.shape == (len(texts), 256)
+    for i, ids in enumerate(small_encoder.tokenize(texts).tolist()):
+        assert torch.equal(pooled[i], Z[i, ids.index(49407)]), texts[i]
 
 
 @pytest.mark.spec("CLIP-8")

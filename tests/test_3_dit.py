@@ -115,15 +115,16 @@ def test_adaln(seed):
 
 
 @pytest.mark.spec("DIT-4")
-def test_a_class_is_added_to_the_time(make_model):
-    model = make_model("ConditionalDiT", num_classes=4)
-    xt, t = torch.randn(5, 3, 8, 8), torch.rand(5)
-    assert model.label_embedding.weight.shape == (5, 64)
-    outputs = model(xt[:1].expand(5, -1, -1, -1), t[:1].expand(5), torch.arange(5))
+@given(draw.seeds, st.integers(1, 4))
+def test_a_class_is_added_to_the_time(make_model, seed, classes):
+    model, g, count = make_model("ConditionalDiT", seed, num_classes=classes), torch.Generator().manual_seed(seed), classes + 1
+    xt, t = torch.randn(count, 3, 8, 8, generator=g), torch.rand(count, generator=g)
+    assert model.label_embedding.weight.shape == (count, 64)
+    outputs = model(xt[:1].expand(count, -1, -1, -1), t[:1].expand(count), torch.arange(count))
     assert torch.pdist(outputs.flatten(1)).min() > 1e-3, "each class, the null class too, has its own v"
     with torch.no_grad():
         model.label_embedding.weight.zero_()
-    torch.testing.assert_close(model(xt, t, torch.arange(5)), flowclip.DiT.forward(model, xt, t))
+    torch.testing.assert_close(model(xt, t, torch.arange(count)), flowclip.DiT.forward(model, xt, t))
 
 
 @pytest.mark.spec("DIT-7")
@@ -156,13 +157,14 @@ def test_parameter_counts():
 
 
 @pytest.mark.spec("DIT-9", "CLIP-13")
-def test_each_image_goes_its_own_way(make_model):
-    model = make_model()
-    xt, t, Z = torch.randn(3, 3, 8, 8), torch.rand(3), torch.randn(3, 5, 12)
-    mask = torch.arange(5) < torch.tensor([[5], [2], [3]])
+@given(draw.seeds, st.lists(st.integers(1, 5), min_size=1, max_size=3))
+def test_each_image_goes_its_own_way(make_model, seed, lengths):
+    model, g, B = make_model(seed=seed), torch.Generator().manual_seed(seed), len(lengths)
+    xt, t = torch.randn(B, 3, 8, 8, generator=g), torch.rand(B, generator=g)
+    Z, mask = torch.randn(B, 5, 12, generator=g), torch.arange(5) < torch.tensor(lengths)[:, None]
     v = model(xt, t, Z, mask)
     assert v.shape == xt.shape
-    for b in range(3):
+    for b in range(B):
         real = int(mask[b].sum())
         alone = model(xt[b : b + 1], t[b : b + 1], Z[b : b + 1, :real], mask[b : b + 1, :real])
         torch.testing.assert_close(alone[0], v[b], atol=1e-5, rtol=1e-4)

@@ -52,3 +52,14 @@ def test_captions_of_files(tmp_path):
     assert flowclip.caption_of_file(folder / "0001.png") == "a photo of a fire truck"
     assert flowclip.caption_of_file(str(folder / "0002.png")) == "ein rotes Auto, 赤い車"
     assert flowclip.caption_of_file(tmp_path / "elk" / "a.b.jpg") == "a photo of an elk"
+
+
+@pytest.mark.spec("DATA-6")
+@given(st.lists(st.text("aeiouxyzAEIOU0é猫", min_size=1, max_size=5), min_size=1, max_size=3), draw.prompts)
+def test_a_folder_is_a_caption_unless_a_text_stands_beside_the_image(tmp_path, parts, caption):
+    folder = tmp_path / "_".join(parts)
+    article = "an" if parts[0][0] in "aeiouAEIOU" else "a"
+    assert flowclip.caption_of_file(folder / "no.text.png") == f"a photo of {article} {' '.join(parts)}"
+    folder.mkdir(exist_ok=True)
+    (folder / "with.text.txt").write_text(f" {caption}\n", encoding="utf-8")
+    assert flowclip.caption_of_file(folder / "with.text.png") == caption.strip()

@@ -4,12 +4,16 @@ import contextlib
 import io
 import re
 import shlex
+import textwrap
 
 import pytest
 import torch
 
+import flowclip
 import sample
 import train
+from tests import judge
+from tests import strategies as draw
 from tests.conftest import CHAPTERS, NAME, ROOT, read_statements
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "README.md", *CHAPTERS]
@@ -74,30 +78,48 @@ def test_the_example_prints_what_the_chapter_says(path, recwarn):
 
 
 def commands(path):
-    """Every call of train.py and sample.py in a code block or between backticks."""
+    """Every call of train.py, sample.py, tests/judge.py and pytest in a code block or between backticks."""
     lines = path.read_text().splitlines()
     block = [line.split("  #")[0] for line in lines if line.startswith("    ")]
     prose = "\n".join(line for line in lines if not line.startswith("    "))
     inline = [re.sub(r"\s+", " ", code) for code in re.findall(r"`([^`]+)`", prose)]
     for line in [*block, *inline]:
         for part in map(str.strip, line.split("&&")):
-            if re.match(r"python (train|sample)\.py( |$)", part):
+            part = re.sub(r"^([A-Z_]+=\S+ )+", "", part)  # HYPOTHESIS_PROFILE=dev pytest
+            if re.match(r"(python \S+\.py|pytest)( |$)", part):
                 yield part
 
 
 def test_commands_are_found():
-    assert len(list(commands(ROOT / "README.md"))) >= 7
+    assert len(list(commands(ROOT / "README.md"))) >= 10
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_commands_use_flags_that_exist(path, monkeypatch):
+def test_commands_use_flags_that_exist(path, monkeypatch, pytestconfig):
     for command in commands(path):
-        module = {"train.py": train, "sample.py": sample}[command.split()[1]]
-        monkeypatch.setattr("sys.argv", shlex.split(command)[1:])
+        words = shlex.split(command)
+        if words[0] == "pytest":
+            given = pytestconfig._parser.parse_known_args(words[1:])
+            wanted = {name.split("-")[0] for name in read_statements()} | {*read_statements(), None}
+            assert given.spec in wanted and not [word for word in given.file_or_dir if word.startswith("-")], command
+            continue
+        parse_args = {"train.py": train.parse_args, "sample.py": sample.parse_args, "tests/judge.py": judge.parse_args}
+        monkeypatch.setattr("sys.argv", words[1:])
         try:
-            module.parse_args()
+            parse_args[words[1]]()
         except SystemExit as stop:
             assert stop.code == 0, f"{path.name}: {command}"
+
+
+def test_the_python_of_the_readme_runs(make_model, tmp_path, monkeypatch):
+    """It starts from a model, an encoder and a dataloader, which are here small ones."""
+    readme = (ROOT / "README.md").read_text()
+    block = readme.split("From Python,")[1].split("\n\n")[1]
+    images, labels = torch.zeros(4, 3, 8, 8), torch.arange(4)
+    given = {"model": make_model(), "encoder": draw.StandIn(), "dataloader": [(images, labels)], "train": train}
+    monkeypatch.chdir(tmp_path)
+    exec(textwrap.dedent(block), given | {"flowclip": flowclip})
+    assert flowclip.load_checkpoint("mine.pt")[1]["step"] == 30
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
