@@ -5,13 +5,13 @@
 Read it beside docs/: a section is a chapter, and a numbered statement of the docs, such as [ATTN-3], stands at the line
 that implements it. Symbols: images x_0 [B, C, H, W] in [-1, 1]; noise x_1; time t [B], 0 = image, 1 = noise; v = x_1 - x_0;
 text vectors Z [B, M, D], called `context`; `mask` [B, M] bool, True = a real token; w is `cfg_scale`; N = (H/p)(W/p).
-A tensor of the wrong shape or type raises ValueError, which names it, what it had and what it should have.
 """
 
 import difflib
 import math
 import os
 import warnings
+import zipfile
 from pathlib import Path
 
 import huggingface_hub
@@ -28,10 +28,17 @@ def require(ok, message):
         raise ValueError(message)
 
 
-def check_shape(name, tensor, *shape):
-    """Raise ValueError unless `tensor` has `shape`; an int is a size that must fit, a letter any size."""
+def check(name, tensor, *shape, dtype=float, near=None, inside=None):
+    """ValueError unless its shape (a letter: any size), dtype (float: any such), device (that of `near`) and values fit."""
+    seen = inside and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
     if tensor.ndim != len(shape) or any(isinstance(s, int) and s != n for s, n in zip(shape, tensor.shape)):
         raise ValueError(f"{name} has shape {list(tensor.shape)}, expected [{', '.join(map(str, shape))}]")
+    if dtype and not (tensor.is_floating_point() if dtype is float else tensor.dtype == dtype):
+        raise ValueError(f"{name} has dtype {tensor.dtype}, expected {'a float' if dtype is float else dtype}")
+    if near is not None and tensor.device != near.device:
+        raise ValueError(f"{name} is on device {tensor.device}, expected {near.device}")
+    if seen and not ((tensor >= inside[0]) & (tensor <= inside[1])).all():
+        raise ValueError(f"{name} is {tensor.tolist()!s:.80}, expected values from {inside[0]} to {inside[1]}")
 
 
 # ---- 1. The CLIP text encoder (docs/1-clip.md): a prompt becomes token vectors Z and a mask ----------------
@@ -42,8 +49,7 @@ class CLIPTextEncoder(nn.Module):
     def __init__(self, model_name="ViT-B-32-quickgelu", pretrained="openai", device=None):
         super().__init__()
         config = open_clip.get_model_config(model_name)
-        plain = {"context_length", "vocab_size", "width", "heads", "layers"}
-        known = config is not None and config["text_cfg"].keys() <= plain
+        known = config is not None and config["text_cfg"].keys() <= {"context_length", "vocab_size", "width", "heads", "layers"}
         near = difflib.get_close_matches(model_name, open_clip.list_models()) or ["ViT-B-32-quickgelu"]
         require(known, f"{model_name!r} is not a model with CLIP's own text tower; near it: {', '.join(near)}")
         shape = config["text_cfg"] | {"output_dim": config["embed_dim"]}
@@ -76,14 +82,12 @@ class CLIPTextEncoder(nn.Module):
     def tokens(self, prompt):
         """The real tokens of one prompt as text: ["[BOS]", "a", "red", "car", "[EOS]"]."""
         ids = self.tokenize(prompt)[0]
-        words = [self.tokenizer.decode([i]).strip() for i in ids[1 : int(ids.argmax())].tolist()]
-        return ["[BOS]", *words, "[EOS]"]
+        return ["[BOS]", *(self.tokenizer.decode([i]).strip() for i in ids[1 : int(ids.argmax())].tolist()), "[EOS]"]
 
     def encode(self, prompts, return_pooled=False):
         """-> Z [B, M, D] float32, or (Z, pooled [B, D]) where pooled is Z at the EOS token."""
         Z, mask = self(prompts)
-        last = mask.sum(dim=-1) - 1
-        return (Z, Z[torch.arange(len(Z)), last]) if return_pooled else Z  # [CLIP-7]
+        return (Z, Z[torch.arange(len(Z)), mask.sum(dim=-1) - 1]) if return_pooled else Z  # [CLIP-7]
 
     @torch.no_grad()
     def forward(self, prompts):
@@ -98,10 +102,14 @@ class CLIPTextEncoder(nn.Module):
 
 def load_tower(tower, model_name, pretrained):
     """Fill the text tower from an open_clip tag, or from a file: a whole CLIP or its text tower, .safetensors or .pt."""
-    tags = open_clip.list_pretrained_tags_by_model(model_name)
+    tags, path = open_clip.list_pretrained_tags_by_model(model_name), pretrained
     known = pretrained in tags or Path(pretrained).is_file()
     require(known, f"CLIP weights {pretrained!r}: no such file, and no tag of {model_name} ({', '.join(tags)})")
-    path = download_weights(model_name, pretrained) if pretrained in tags else pretrained
+    if pretrained in tags:
+        cfg = open_clip.get_pretrained_cfg(model_name, pretrained)
+        fits = cfg.get("quick_gelu", False) == open_clip.get_model_config(model_name).get("quick_gelu", False)  # [CLIP-10]
+        require(fits, f"{pretrained!r} weights have another activation than {model_name}: see {model_name}-quickgelu")
+        path = download_weights(cfg, f"{pretrained!r} of {model_name}")  # [CLIP-14]
     try:
         state = open_clip.factory.load_state_dict(str(path))  # tensors only: a pickle that carries code is refused
         state = {name.removeprefix("text."): tensor for name, tensor in state.items()}
@@ -110,27 +118,24 @@ def load_tower(tower, model_name, pretrained):
         raise ValueError(f"{path} holds no text tower of {model_name}: {' '.join(str(error).split())[-150:]}") from None
 
 
-def download_weights(model_name, tag):
+def download_weights(cfg, what):
     """-> path. Asks once whether the hub answers, and else looks at the cache alone: its own retries take a minute."""
-    cfg, constants = open_clip.get_pretrained_cfg(model_name, tag), huggingface_hub.constants
-    fits = cfg.get("quick_gelu", False) == open_clip.get_model_config(model_name).get("quick_gelu", False)
-    require(fits, f"{tag!r} weights have another activation than {model_name}: see {model_name}-quickgelu")  # [CLIP-10]
-    was_offline = constants.HF_HUB_OFFLINE
+    constants, was_offline = huggingface_hub.constants, huggingface_hub.constants.HF_HUB_OFFLINE
     try:
         huggingface_hub.get_session().head(constants.ENDPOINT, timeout=10)
     except Exception:
         constants.HF_HUB_OFFLINE = True
     try:
-        return open_clip.download_pretrained(cfg)  # [CLIP-14]
+        return open_clip.download_pretrained(cfg)
     except Exception:
-        raise ConnectionError(f"could not download CLIP weights {tag!r} of {model_name} from {constants.ENDPOINT}") from None
+        raise ConnectionError(f"could not download CLIP weights {what} from {constants.ENDPOINT}") from None
     finally:
         constants.HF_HUB_OFFLINE = was_offline
 
 
 def trim_context(Z, mask):
     """Cut Z [B, M, D] and mask [B, M] to the longest real prompt of the batch. Changes no output, saves most of M."""
-    check_shape("mask", mask, *Z.shape[:2])
+    check("mask", mask, *Z.shape[:2], dtype=torch.bool, near=Z)
     length = int((mask * torch.arange(1, 1 + mask.shape[1], device=mask.device)).max())  # [CLIP-13] the last real token
     return Z[:, :length], mask[:, :length]
 
@@ -155,14 +160,13 @@ class CrossAttention(nn.Module):
     def hide(self, context, mask):
         if mask is None:
             return context
-        require(mask.dtype == torch.bool, f"mask has dtype {mask.dtype}, expected torch.bool (True = a real token)")
-        check_shape("mask", mask, *context.shape[:2])
+        check("mask", mask, *context.shape[:2], dtype=torch.bool, near=context)
         return context.masked_fill(rearrange(~mask, "b m -> b m 1"), 0)  # [ATTN-4] a weight of 0 times NaN would be NaN
 
     def attention_weights(self, x, context, mask=None):
         """-> A [B, heads, N, M]: rows sum to 1, a masked token weighs exactly 0."""
-        check_shape("x", x, "B", "N", self.q_proj.in_features)
-        check_shape("context", context, len(x), "M", self.k_proj.in_features)
+        check("x", x, "B", "N", self.q_proj.in_features)
+        check("context", context, len(x), "M", self.k_proj.in_features, near=x)
         q, k = self.split_heads(self.q_proj(x)), self.split_heads(self.k_proj(self.hide(context, mask)))  # [ATTN-1]
         scores = einsum(q, k, "b h n d, b h m d -> b h n m") * self.scale  # [ATTN-3]
         if mask is None:
@@ -182,19 +186,16 @@ class CrossAttention(nn.Module):
 # ---- 3. The Diffusion Transformer (docs/3-dit.md): from x_t, t and text to the velocity v ------------------
 def patchify(images, patch_size):
     """[B, C, H, W] -> [B, N, p p C]: patches row by row, and inside a patch rows, columns, channels."""
-    check_shape("images", images, "B", "C", "H", "W")
+    check("images", images, "B", "C", "H", "W", dtype=None)
     fits = images.shape[-2] % patch_size == images.shape[-1] % patch_size == 0
     require(fits, f"images has shape {list(images.shape)}, expected H and W divisible by patch_size = {patch_size}")
     return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size)  # [PATCH-1]
 
 
-def unpatchify(patches, patch_size, height=None):
-    """[B, N, p p C] -> [B, C, H, W], the exact inverse of patchify. `height`: H in pixels, default a square image."""
-    check_shape("patches", patches, "B", "N", "ppC")
-    require(not height or height % patch_size == 0, f"height is {height}, expected a multiple of patch_size = {patch_size}")
-    rows = height // patch_size if height else math.isqrt(patches.shape[1])
-    columns = patches.shape[1] // rows if height else rows
-    check_shape("patches", patches, "B", rows * columns, patches.shape[2] // patch_size**2 * patch_size**2)
+def unpatchify(patches, patch_size, grid=None):
+    """[B, N, p p C] -> [B, C, H, W], the exact inverse of patchify. `grid`: (H / p, W / p), default a square image."""
+    rows, columns = grid or [math.isqrt(patches.shape[-2])] * 2
+    check("patches", patches, "B", rows * columns, patches.shape[-1] // patch_size**2 * patch_size**2, dtype=None)
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, p=patch_size, q=patch_size)  # [PATCH-2]
 
 
@@ -208,13 +209,13 @@ def sinusoids(values, dim):
 
 def timestep_embedding(t, dim):
     """t [B] in [0, 1] -> [B, dim] float32, dim even. Unscaled, all of [0, 1] would look the same (Nichol & Dhariwal 2021)."""
-    check_shape("t", t, "B")
+    check("t", t, "B", inside=(0, 1))
     return sinusoids(1000 * t.float(), dim)  # [TIME-1] [TIME-2]
 
 
 def position_embedding_2d(dim, grid):
     """-> [grid * grid, dim], fixed: half the features tell the row, half the column; dim divisible by 4."""
-    require(dim % 4 == 0, f"dim is {dim}, expected a multiple of 4")
+    require(dim % 4 == 0, f"dim is {dim} (embed_dim of a model), expected a multiple of 4")
     place = sinusoids(torch.arange(grid), dim // 2)
     rows, columns = repeat(place, "r d -> (r c) d", c=grid), repeat(place, "c d -> (r c) d", r=grid)
     return torch.cat([rows, columns], dim=-1)  # [POS-1]
@@ -281,8 +282,8 @@ class DiT(nn.Module):
 
     def backbone(self, xt, t, e_y=0, context=None, mask=None):
         """xt [B, C, H, W], t [B] -> v of xt's shape. Each image of the batch goes its own way [DIT-9]."""
-        check_shape("xt", xt, "B", *self.image_shape)
-        check_shape("t", t, len(xt))
+        check("xt", xt, "B", *self.image_shape)
+        check("t", t, len(xt), near=xt)
         c = self.time_mlp(timestep_embedding(t, self.embed_dim)) + e_y  # [TIME-3] [DIT-3] c = h_t, or [DIT-4] h_t + e(y)
         x = self.patch_embed(patchify(xt, self.patch_size)) + self.positions  # [B, N, embed_dim]
         for block in self.blocks:
@@ -303,7 +304,7 @@ class ConditionalDiT(DiT):
 
     def forward(self, xt, t, labels):
         """xt [B, C, H, W], t [B], labels [B] int64 -> v [B, C, H, W]."""
-        check_shape("labels", labels, len(xt))
+        check("labels", labels, len(xt), dtype=torch.int64, near=xt, inside=(0, self.label_embedding.num_embeddings - 1))
         return self.backbone(xt, t, e_y=self.label_embedding(labels))  # [DIT-4]
 
 
@@ -320,7 +321,7 @@ class TextConditionalDiT(DiT):
 
     def forward(self, xt, t, context, mask=None):
         """xt [B, C, H, W], t [B], context [B, M, context_dim], mask [B, M] -> v [B, C, H, W]."""
-        check_shape("context", context, len(xt), "M", self.context_proj.in_features)
+        check("context", context, len(xt), "M", self.context_proj.in_features, near=xt)
         return self.backbone(xt, t, context=self.context_proj(context), mask=mask)  # [DIT-5]
 
 
@@ -342,14 +343,17 @@ def make_cifar10_captions(labels):
 
 def caption_of_file(path):
     """The text of NAME.txt beside the image NAME.*, else "a photo of a FOLDER", underscores read as spaces."""
-    path = Path(path)
-    if path.with_suffix(".txt").is_file():
-        return path.with_suffix(".txt").read_text(encoding="utf-8").strip()  # [DATA-6]
-    return make_captions([path.parent.name.replace("_", " ")])[0]  # [DATA-6]
+    text = Path(path).with_suffix(".txt")
+    if not text.is_file():
+        return make_captions([text.parent.name.replace("_", " ")])[0]  # [DATA-6]
+    caption = text.read_bytes().decode("utf-8", errors="replace").strip()  # [DATA-6]
+    require(0 < len(caption) <= 2000 and "\ufffd" not in caption, f"{text} is not a caption: 1 to 2,000 characters in UTF-8")
+    return caption
 
 
 def normalize_images(images):
     """uint8 [0, 255] -> float32 [-1, 1]."""
+    require(images.dtype == torch.uint8, f"images has dtype {images.dtype}, expected torch.uint8")
     return images.float() / 127.5 - 1  # [DATA-4]
 
 
@@ -362,9 +366,10 @@ def denormalize_images(images):
 def drop_text(context, mask, null_context, null_mask, drop):
     """Where drop [B] bool is True, the null text replaces BOTH context [B, M, D] and mask [B, M] (Ho & Salimans 2022).
     null_context [1, M, D] and null_mask [1, M], or one per sample. Returns new tensors."""
-    check_shape("drop", drop, len(context))
-    check_shape("null_context", null_context, "B", *context.shape[1:])
-    check_shape("null_mask", null_mask, len(null_context), *mask.shape[1:])
+    check("mask", mask, *context.shape[:2], dtype=torch.bool, near=context)
+    check("null_context", null_context, "B", *context.shape[1:], near=context)
+    check("null_mask", null_mask, len(null_context), *mask.shape[1:], dtype=torch.bool, near=context)
+    check("drop", drop, len(context), dtype=torch.bool, near=context)
     context = torch.where(rearrange(drop, "b -> b 1 1"), null_context, context)  # [DROP-1] [DROP-2] sample by sample
     return context, torch.where(rearrange(drop, "b -> b 1"), null_mask, mask)  # [DROP-1] the mask goes with it
 
@@ -372,11 +377,9 @@ def drop_text(context, mask, null_context, null_mask, drop):
 def cfg_velocity(model, x, t, context, mask, null_context, null_mask, cfg_scale):
     """v_uncond + w (v_cond - v_uncond) -> [B, C, H, W]: w = 0 ignores the text, w = 1 obeys it, w > 1 exaggerates it.
     x [B, C, H, W], t [B], context [B, M, D], mask [B, M], null_* as in drop_text; w a number or one per sample [B]."""
-    check_shape("null_context", null_context, "B", *context.shape[1:])
-    check_shape("null_mask", null_mask, len(null_context), *mask.shape[1:])
-    null_context, null_mask = null_context.expand_as(context), null_mask.expand_as(mask)
+    null_context, null_mask = drop_text(context, mask, null_context, null_mask, torch.ones_like(t, dtype=torch.bool))
     if torch.is_tensor(cfg_scale):
-        check_shape("cfg_scale", cfg_scale, len(x))
+        check("cfg_scale", cfg_scale, len(x), dtype=None)
         cfg_scale = rearrange(cfg_scale.to(x), "b -> b 1 1 1")  # [CFG-4] one w a sample
     elif cfg_scale == 1:
         return model(x, t, context, mask)  # [CFG-2] one pass
@@ -390,8 +393,9 @@ def cfg_velocity(model, x, t, context, mask, null_context, null_mask, cfg_scale)
 # ---- 6. The training objective (docs/6-objective.md): flow matching ----------------------------------------
 def interpolate(x0, x1, t):
     """The straight path: (x_t, v), both of x0's shape; t [B]."""
-    check_shape("x1", x1, *x0.shape)
-    check_shape("t", t, len(x0))
+    check("x0", x0, *x0.shape)
+    check("x1", x1, *x0.shape, near=x0)
+    check("t", t, len(x0), near=x0)
     t = rearrange(t, "b -> b" + " 1" * (x0.ndim - 1))
     xt = (1 - t) * x0 + t * x1  # [FLOW-1]
     return xt, x1 - x0  # [FLOW-2] v = d x_t / d t
@@ -402,8 +406,7 @@ def flow_matching_loss(model, x0, context, mask, *, x1=None, t=None):
     x1 = torch.randn_like(x0) if x1 is None else x1  # [FLOW-4] x_1 ~ N(0, I), drawn unless it is given
     t = torch.rand(len(x0), device=x0.device) if t is None else t  # [FLOW-4] t ~ U[0, 1], one a sample
     xt, v = interpolate(x0, x1, t)
-    error = model(xt, t, context, mask).float() - v
-    return error.square().mean()  # [FLOW-3] least where the model says E[v | x_t] [FLOW-5]
+    return (model(xt, t, context, mask).float() - v).square().mean()  # [FLOW-3] least where it says E[v | x_t] [FLOW-5]
 
 
 # ---- 7. Sampling (docs/7-sampling.md): walk the path back, from noise to image -----------------------------
@@ -437,27 +440,24 @@ def sample_text_conditional(
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     device = device or next(model.parameters()).device
     if noise is None:  # [SAMPLE-4]
-        place = generator.device if generator else device
-        noise = torch.randn(len(prompts), *image_shape, generator=generator, device=place)
-    check_shape("noise", noise, len(prompts), *image_shape)
+        noise = torch.randn(len(prompts), *image_shape, generator=generator, device=generator.device if generator else device)
+    check("noise", noise, len(prompts), *image_shape)
     Z, mask = (tensor.to(device) for tensor in trim_context(*text_encoder([*prompts, ""])))
     modes = {module: module.training for module in model.modules()}
-    bar = tqdm(total=num_steps * (1 + (solver == "heun")), desc="sampling", leave=False, disable=None if progress else True)
+    model.eval()
 
     def velocity(x, t):
-        bar.update()
         return cfg_velocity(model, x, t, Z[:-1], mask[:-1], Z[-1:], mask[-1:], cfg_scale)  # [SAMPLE-5]
 
-    model.eval()
     try:
-        return integrate(velocity, noise.to(device, torch.float32), num_steps, solver)
+        with tqdm(total=num_steps, desc="sampling", leave=False, disable=None if progress else True) as bar:
+            return integrate(velocity, noise.to(device, torch.float32), num_steps, solver, lambda *_: bar.update())
     finally:
-        bar.close()
         for module, training in modes.items():
             module.training = training  # [SAMPLE-7]
 
 
-# ---- Devices and checkpoints (docs/7-sampling.md, at its end) ----------------------------------------------
+# ---- Devices and checkpoints (docs/checkpoints.md) ---------------------------------------------------------
 def get_device():
     """The best device at hand: cuda, mps or cpu."""
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
@@ -474,27 +474,27 @@ def autocast(device, precision="auto"):
 def save_checkpoint(path, model, meta, training=None):
     """Write the EMA `model`, `meta` (plain data) and what resuming needs: beside `path`, to the disk, then renamed."""
     part = Path(f"{path}.part")
-    with open(part, "wb") as file:
-        torch.save({"model": model.state_dict(), "meta": meta, "training": training}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-def read_checkpoint(path):
-    """-> (the EMA model, meta, training) of save_checkpoint: tensors and plain data, never code; else ValueError."""
-    require(Path(path).is_file(), f"no checkpoint file at {path}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        model = TextConditionalDiT(**checkpoint["meta"]["config"])
-        model.load_state_dict(checkpoint["model"])
-        return model, checkpoint["meta"], checkpoint["training"]
-    except Exception as error:
-        raise ValueError(f"{path} is not a flowclip checkpoint, or only a part of one ({type(error).__name__})") from None
+        torch.save({"format": 1, "model": model.state_dict(), "meta": meta, "training": training}, part)
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
+        if part.is_file():
+            part.unlink()
+        raise OSError(f"could not write {path}, what was there is as it was: {error!r:.150}") from None
 
 
 def load_checkpoint(path, device="cpu"):
     """-> (model, meta): the EMA model in eval mode, ready to sample, and meta, a dict with the keys config, clip,
-    clip_weights, clip_null, captions, image_shape (C, H, W), epoch, step, losses (a mean an epoch)."""
-    model, meta, _ = read_checkpoint(path)
-    return model.to(device).eval(), meta
+    clip_weights, clip_null, captions, image_shape (C, H, W), epoch, step, losses (a mean an epoch). Never runs code."""
+    require(Path(path).is_file(), f"no checkpoint file at {path}")
+    try:
+        require(zipfile.ZipFile(path).testzip() is None, "its checksums are wrong")  # which torch writes and does not read
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        require(checkpoint["format"] == 1, f"its format is {checkpoint['format']!r:.20}, and 1 is read here")
+        model = TextConditionalDiT(**checkpoint["meta"]["config"])
+        model.load_state_dict(checkpoint["model"])
+    except Exception as error:
+        raise ValueError(f"{path} is not a whole flowclip checkpoint: {error!r:.150}") from None
+    return model.to(device).eval(), checkpoint["meta"]

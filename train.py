@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import functools
 import itertools
 import math
 import operator
@@ -13,24 +14,25 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torchvision
 from einops import rearrange
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.transforms import v2
 from tqdm import tqdm
 
 import flowclip
-from sample import run_script, save_picture
+from sample import Parser, number, run_script, save_picture
 
 DEMO = {
     "data": "digits", "clip_weights": "untrained", "out": Path("runs/demo"), "epochs": 20, "lr": 1e-3, "warmup": 100,
     "ema": 0.99, "embed_dim": 128, "depth": 4, "heads": 4, "patch_size": 2,
 }  # fmt: skip
-PROGRESS = ("step", "epoch", "batch", "losses", "epoch_loss", "recent", "seen", "seconds")  # of a trainer
+PROGRESS = ("step", "epoch", "batch", "losses", "epoch_loss", "recent", "rows")  # of a trainer
 
 
 # ---- Data: uint8 images, a label each, and each label's caption ----
@@ -42,8 +44,6 @@ def load_data(name, img_size=None):
             cifar = torchvision.datasets.CIFAR10(root="data", download=True)
         except (OSError, RuntimeError) as error:
             raise ConnectionError(f"could not download CIFAR-10 into data/: {' '.join(str(error).split())[:150]}") from None
-        finally:
-            socket.setdefaulttimeout(None)
         images, labels = rearrange(torch.from_numpy(cifar.data), "n h w c -> n c h w").contiguous(), cifar.targets
         captions = flowclip.make_cifar10_captions(range(10))
     elif name == "digits":
@@ -62,18 +62,36 @@ def load_data(name, img_size=None):
     return images, torch.as_tensor(labels, dtype=torch.long), captions
 
 
+def read_image(path, size=None):
+    """-> a PIL image in RGB, cropped about its centre and resized to `size` x `size`; ValueError, which names it, if broken."""
+    try:
+        image = ImageOps.exif_transpose(Image.open(path))  # refuses what would unpack to more than 179 million pixels
+        if image.mode.startswith("I"):  # 16 bits a pixel
+            image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        return ImageOps.fit(image.convert("RGB"), (size, size)) if size else image.convert("RGB")
+    except Exception as error:
+        raise ValueError(f"{path} is not an image that can be read: {' '.join(str(error).split())[:150]}") from None
+
+
 def load_folder(name, img_size=None):
-    """One sub-folder of images a class; decoded in parallel, resized and cropped about the centre where needed."""
-    folder = torchvision.datasets.ImageFolder(name)
-    size = img_size or min(folder[0][0].size)  # the short side of the first image
-    folder.transform = v2.Compose([v2.PILToTensor(), v2.Resize(size, antialias=True), v2.CenterCrop(size)])
+    """One sub-folder of images a class, decoded in parallel."""
+    folder = torchvision.datasets.ImageFolder(name, transform=v2.PILToTensor())
+    for place in {Path(path).parent for path, _ in folder.samples}:
+        above = [path.resolve() for path in (place, *place.parents) if path.is_relative_to(name)]
+        if len(set(above)) < len(above):
+            raise ValueError(f"--data {name}: the folder {place} leads back into itself, expected no loop of links")
+    captions = [flowclip.caption_of_file(path) for path, _ in folder.samples]
+    label = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+    size = img_size or min(read_image(folder.samples[0][0]).size)  # the short side of the first image
+    folder.loader = functools.partial(read_image, size=size)
     images, done = torch.empty(len(folder), 3, size, size, dtype=torch.uint8), 0
-    loader = torch.utils.data.DataLoader(folder, batch_size=256, num_workers=min(8, os.cpu_count()))
+    workers = min(8, os.cpu_count(), len(folder) // 256)
+    loader = torch.utils.data.DataLoader(folder, batch_size=256, num_workers=workers)
     for batch, _ in tqdm(loader, desc=f"reading {name}", leave=False, disable=None):
         images[done : done + len(batch)] = batch
         done += len(batch)
-    captions = [flowclip.caption_of_file(path) for path, _ in folder.samples]
-    label = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
     return images, torch.tensor([label[caption] for caption in captions]), list(label)
 
 
@@ -118,7 +136,7 @@ class TextConditionalTrainer:
         self.lr, self.ema, self.warmup, self.precision, self.seed, self.metrics = lr, ema, warmup, precision, seed, metrics
         self.step, self.epoch, self.batch, self.losses = 0, 0, 0, []  # batch: how many of this epoch are done
         self.epoch_loss = torch.zeros((), device=self.device)  # the sum stays on the device: no host sync a step
-        self.recent, self.seen, self.seconds = [], 0, 0.0  # losses, images and time since the last row of metrics.csv
+        self.recent, self.rows = [], []  # (loss, images, seconds) of each step since the last row of metrics.csv; the rows
         self.stop = None  # a signal's number ends the run after the step
         self.texts = {}  # caption -> Z of its real tokens [length, D]; "" is the null text
         self.encode_captions([""])
@@ -128,6 +146,9 @@ class TextConditionalTrainer:
         new = list(dict.fromkeys(caption for caption in captions if caption not in self.texts))
         for part in (new[i : i + 256] for i in range(0, len(new), 256)):
             self.texts |= {caption: Z[mask] for caption, Z, mask in zip(part, *self.text_encoder(part))}  # [TRAIN-3]
+
+    def learning_rate(self, step):
+        return self.lr * min(1, (step + 1) / max(1, self.warmup))  # [TRAIN-5]
 
     def train_step(self, images, captions):
         """One step of the optimiser and of the EMA -> the loss, still on the device."""
@@ -143,7 +164,7 @@ class TextConditionalTrainer:
         context, mask = flowclip.drop_text(Z[:-1], mask[:-1], Z[-1:], mask[-1:], drop)
         with flowclip.autocast(self.device, self.precision):
             loss = flowclip.flow_matching_loss(self.forward, images, context, mask, x1=x1, t=t)
-        self.optimizer.param_groups[0]["lr"] = self.lr * min(1, (self.step + 1) / max(1, self.warmup))  # [TRAIN-5]
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate(self.step)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()  # [TRAIN-1]
@@ -166,9 +187,8 @@ class TextConditionalTrainer:
                     return self.losses
                 loss = self.train_step(images, self.caption_fn(labels))
                 self.epoch_loss, self.batch = self.epoch_loss + loss, self.batch + 1
-                self.recent.append(loss)
-                self.seen += len(images)
-                self.seconds, clock = self.seconds + time.perf_counter() - clock, time.perf_counter()
+                self.recent.append((loss, len(images), time.perf_counter() - clock))
+                clock = time.perf_counter()
                 if self.step % 10 == 0:
                     bar.set_postfix_str(self.log())
             if self.batch == 0:
@@ -177,19 +197,30 @@ class TextConditionalTrainer:
             self.epoch, self.batch, self.epoch_loss = self.epoch + 1, 0, torch.zeros_like(self.epoch_loss)
         return self.losses
 
+    def check_losses(self):
+        """FloatingPointError where a loss since the last row of metrics.csv is not finite."""
+        for step, (loss, *_) in enumerate(self.recent, start=self.step - len(self.recent) + 1):
+            if not math.isfinite(loss):
+                rate = self.learning_rate(step - 1)
+                raise FloatingPointError(f"the loss of step {step} is {loss:g} at learning rate {rate:g}; try a lower --lr")
+
     def log(self):
-        """A row of metrics.csv over the steps since the last row -> the same in words."""
+        """Add a row to metrics.csv over the steps since the last row -> the same in words."""
+        self.check_losses()
         if not self.recent:
             return ""
-        loss, rate = float(sum(self.recent) / len(self.recent)), self.seen / max(self.seconds, 1e-9)
+        losses, images, seconds = zip(*self.recent)
+        loss, rate = float(sum(losses) / len(losses)), sum(images) / max(sum(seconds), 1e-9)
+        self.rows.append(f"{self.step},{self.epoch + (self.batch > 0)},{loss:.6f},{rate:.1f}\n")
         if self.metrics:
             with open(self.metrics, "a") as file:
-                file.write(f"{self.step},{self.epoch + (self.batch > 0)},{loss:.6f},{rate:.1f}\n")
-        self.recent, self.seen, self.seconds = [], 0, 0.0
+                file.write(self.rows[-1])
+        self.recent = []
         return f"loss {loss:.4f}, {rate:,.0f} images/s"
 
     def save_checkpoint(self, path, run=None):
         """Write what sampling needs (EMA weights, where the text vectors came from) and what resume() needs."""  # [TRAIN-7]
+        self.check_losses()  # else the last good one stays
         meta = {
             "config": self.model.config, "image_shape": list(self.model.image_shape), "captions": list(self.texts)[1:],
             "clip": self.text_encoder.model_name, "clip_weights": self.text_encoder.pretrained,
@@ -201,7 +232,8 @@ class TextConditionalTrainer:
 
     def resume(self, path, run=None):
         """Go on where save_checkpoint stopped, also inside an epoch. `run`: settings that must be the same as then."""
-        ema_model, _, training = flowclip.read_checkpoint(path)
+        ema_model = flowclip.load_checkpoint(path, self.device)[0]
+        training = torch.load(path, map_location=self.device, weights_only=True)["training"]
         for name, now in (run or {}).items():
             then = training["run"].get(name)
             if now != then:
@@ -217,7 +249,8 @@ class TextConditionalTrainer:
 def plot_losses(path, metrics, losses, steps_an_epoch):
     """loss.png: every row of metrics.csv, and the mean of each epoch at its end."""
     step, _, loss, _ = np.loadtxt(metrics, delimiter=",", skiprows=1, ndmin=2, unpack=True)
-    figure, axes = plt.subplots(figsize=(7, 4), dpi=110, layout="tight")
+    figure = Figure(figsize=(7, 4), dpi=110, layout="tight")
+    axes = figure.subplots()
     axes.plot(step, loss, color="0.75", label="mean of 10 steps")
     axes.plot(steps_an_epoch * np.arange(1, len(losses) + 1), losses, "o-", markersize=4, label="mean of an epoch")
     axes.set(xlabel="step", ylabel="flow-matching loss", ylim=(0, None))
@@ -235,42 +268,39 @@ def draw_samples(path, trainer, captions):
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description="Train a text-to-image model. In brackets: the default.")
-    add = parser.add_argument
+    parser = Parser(description="Train a text-to-image model. In brackets: the default.")
+    add, count = parser.add_argument, number(int, 1)
     add("--demo", action="store_true", help="a preset: real digits, a small model, no download, under two minutes")
     add("--data", default="cifar10", metavar="D", help="cifar10, digits, or DIR: a sub-folder of images a class (%(default)s)")
     add("--clip", default="ViT-B-32-quickgelu", metavar="NAME", help="CLIP model, an open_clip name (%(default)s)")
     add("--clip-weights", default="openai", metavar="W", help="openai, a PATH, or untrained (%(default)s)")
-    add("--epochs", type=int, default=30, metavar="N", help="passes over the data (%(default)s)")
-    add("--batch-size", type=int, default=64, metavar="N", help="images a step (%(default)s)")
-    add("--lr", type=float, default=1e-4, metavar="X", help="learning rate of AdamW (%(default)s)")
-    add("--warmup", type=int, default=0, metavar="N", help="steps in which the rate rises to --lr (%(default)s)")
-    add("--weight-decay", type=float, default=0.01, metavar="X", help="of AdamW (%(default)s)")
-    add("--text-drop", type=float, default=0.1, metavar="P", help="share of captions replaced by the null text (%(default)s)")
-    add("--ema", type=float, default=0.999, metavar="X", help="decay of the averaged weights, those sampled from (%(default)s)")
-    add("--embed-dim", type=int, default=256, metavar="N", help="width of the model (%(default)s)")
-    add("--depth", type=int, default=6, metavar="N", help="blocks (%(default)s)")
-    add("--heads", type=int, default=8, metavar="N", help="attention heads a block (%(default)s)")
-    add("--patch-size", type=int, default=4, metavar="N", help="pixels a side (%(default)s)")
-    add("--img-size", type=int, metavar="N", help="pixels a side (as the data are)")
-    add("--seed", type=int, default=0, metavar="N", help="of weights, order, noise, times and drops (%(default)s)")
+    add("--epochs", type=count, default=30, metavar="N", help="passes over the data (%(default)s)")
+    add("--batch-size", type=count, default=64, metavar="N", help="images a step (%(default)s)")
+    add("--lr", type=number(float, 1e-12, 10), default=1e-4, metavar="X", help="learning rate of AdamW (%(default)s)")
+    add("--warmup", type=number(int, 0), default=0, metavar="N", help="steps in which the rate rises to --lr (%(default)s)")
+    add("--weight-decay", type=number(float, 0, 10), default=0.01, metavar="X", help="of AdamW (%(default)s)")
+    add("--text-drop", type=number(float, 0, 1), default=0.1, metavar="P", help="share of null-text captions (%(default)s)")
+    add("--ema", type=number(float, 0, 1), default=0.999, metavar="X", help="decay of the weights sampled from (%(default)s)")
+    add("--embed-dim", type=count, default=256, metavar="N", help="width of the model (%(default)s)")
+    add("--depth", type=count, default=6, metavar="N", help="blocks (%(default)s)")
+    add("--heads", type=count, default=8, metavar="N", help="attention heads a block (%(default)s)")
+    add("--patch-size", type=count, default=4, metavar="N", help="pixels a side (%(default)s)")
+    add("--img-size", type=count, metavar="N", help="pixels a side (as the data are)")
+    add("--seed", type=number(int, 0), default=0, metavar="N", help="of weights, order, noise, times, drops (%(default)s)")
     add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="auto: bf16 on a GPU or a CPU that has it (auto)")
     add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help="auto: the best at hand (auto)")
     add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the model (no)")
     add("--out", type=Path, metavar="DIR", help="run folder (runs/ and the name of the data)")
-    add("--resume", action="store_true", help="go on from the checkpoint in the run folder")
-    add("--max-steps", type=int, default=math.inf, metavar="N", help="stop after step N (never)")
-    add("--sample-every", type=int, default=math.inf, metavar="N", help="epochs between samples.png (only at the end)")
+    either = parser.add_mutually_exclusive_group().add_argument
+    either("--resume", action="store_true", help="go on from the checkpoint in the run folder, if there is one")
+    either("--overwrite", action="store_true", help="start anew in a run folder that holds a checkpoint")
+    add("--max-steps", type=count, default=math.inf, metavar="N", help="stop after step N (never)")
+    add("--save-every", type=count, default=math.inf, metavar="N", help="steps between checkpoints (each epoch)")
+    add("--sample-every", type=count, default=math.inf, metavar="N", help="epochs between samples.png (only at the end)")
     if parser.parse_known_args()[0].demo:
         parser.set_defaults(**DEMO)  # what the command line says still wins
     args = parser.parse_args()
-    counts = ("epochs", "batch_size", "embed_dim", "depth", "heads", "patch_size", "max_steps", "sample_every")
-    for name in counts:
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected at least 1")
-    for name, low, high in (("seed", 0, math.inf), ("warmup", 0, math.inf), ("ema", 0, 1), ("text_drop", 0, 1)):
-        if not low <= getattr(args, name) <= high:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected {low} to {high}")
+    args.out = args.out or Path("runs") / Path(args.data).resolve().name
     if not {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(args.device, True):
         raise ValueError(f"--device {args.device}: there is none here; --device auto takes what there is")
     return args
@@ -279,6 +309,9 @@ def parse_args():
 def main():
     args, start = parse_args(), time.perf_counter()
     device = flowclip.get_device() if args.device == "auto" else torch.device(args.device)
+    checkpoint, metrics = args.out / "checkpoint.pt", args.out / "metrics.csv"
+    if checkpoint.exists() and not (args.resume or args.overwrite):
+        raise ValueError(f"{checkpoint} exists: --resume goes on from it, --overwrite starts anew, --out DIR goes elsewhere")
     images, labels, captions = load_data(args.data, args.img_size)
     count, channels, _, size = images.shape
     print(f"data: {args.data}, {count:,} images {channels}x{size}x{size}, {len(captions)} captions like {captions[0]!r}")
@@ -288,8 +321,6 @@ def main():
     shape = {"img_size": size, "patch_size": args.patch_size, "in_channels": channels, "embed_dim": args.embed_dim}
     model = flowclip.TextConditionalDiT(**shape, depth=args.depth, num_heads=args.heads, context_dim=encoder.embed_dim)
     batches = Batches(images.to(device), labels, args.batch_size, args.seed)
-    out = args.out or Path("runs") / Path(args.data).resolve().name
-    checkpoint, metrics = out / "checkpoint.pt", out / "metrics.csv"
     trainer = TextConditionalTrainer(
         model, encoder, batches, lambda labels: [captions[label] for label in labels.tolist()],
         args.lr, args.weight_decay, args.text_drop, device, ema=args.ema, warmup=args.warmup,
@@ -297,19 +328,20 @@ def main():
     )  # fmt: skip
     trainer.encode_captions(captions)
     fixed = ("data", "clip", "clip_weights", "batch_size", "lr", "warmup", "weight_decay", "text_drop", "ema", "seed")
-    run = {name: getattr(args, name) for name in fixed} | model.config
-    rows = ["step,epoch,loss,images_per_second"]
-    if args.resume:
+    run = {name: getattr(args, name) for name in fixed} | model.config | {"images": count}
+    if args.resume and checkpoint.exists():
         trainer.resume(checkpoint, run)
-        old = metrics.read_text().splitlines()[1:] if metrics.is_file() else []
-        whole = [row for row in old if row.count(",") == 3]  # not what a kill cut off, and not the row of a stop
-        rows += [row for row in whole if int(row.split(",")[0]) <= trainer.step and int(row.split(",")[0]) % 10 == 0]
-    out.mkdir(parents=True, exist_ok=True)
-    metrics.write_text("\n".join(rows) + "\n")
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not args.resume:
+        checkpoint.unlink(missing_ok=True)
+    part = metrics.with_suffix(".part")
+    part.write_text("".join(["step,epoch,loss,images_per_second\n", *trainer.rows]))
+    part.replace(metrics)
     with flowclip.autocast(device, args.precision):
         precision = "bf16" if torch.is_autocast_enabled(device.type) else "fp32"
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"model: {parameters:,} parameters, {device}, {precision}, torch {torch.__version__}")
+    begin = f"goes on after step {trainer.step}" if trainer.step else "begins"
+    print(f"model: {parameters:,} parameters, {device}, {precision}, torch {torch.__version__}; training {begin}")
 
     def stop(number, _):
         trainer.stop = number
@@ -319,20 +351,20 @@ def main():
     signal.signal(signal.SIGTERM, stop)
     while trainer.epoch < args.epochs and trainer.step < args.max_steps and not trainer.stop:
         epoch = trainer.epoch
-        trainer.train(1, args.max_steps)
+        trainer.train(1, min(args.max_steps, trainer.step + args.save_every - trainer.step % args.save_every))
         trainer.save_checkpoint(checkpoint, run)
         if trainer.epoch > epoch:
             seconds = time.perf_counter() - start
             print(f"epoch {trainer.epoch}/{args.epochs}: mean loss {trainer.losses[-1]:.4f}, {seconds:.0f} s", flush=True)
             if trainer.epoch % args.sample_every == 0:
-                draw_samples(out / "samples.png", trainer, captions)
+                draw_samples(args.out / "samples.png", trainer, captions)
     if trainer.stop:
         print(f"stopped after step {trainer.step}; {checkpoint} is written, and --resume goes on from it")
         sys.exit(128 + trainer.stop)
     trainer.log()
-    plot_losses(out / "loss.png", metrics, trainer.losses, len(batches))
-    draw_samples(out / "samples.png", trainer, captions)
-    print(f"made in {time.perf_counter() - start:.0f} s: {checkpoint}, {out / 'samples.png'}, {out / 'loss.png'}, {metrics}")
+    plot_losses(args.out / "loss.png", metrics, trainer.losses, len(batches))
+    draw_samples(args.out / "samples.png", trainer, captions)
+    print(f"made in {time.perf_counter() - start:.0f} s, in {args.out}: checkpoint.pt, samples.png, loss.png, metrics.csv")
     print(f"next: python sample.py {shlex.quote(captions[-1])} --cfg 1 3 7.5 --n 4 --checkpoint {shlex.quote(str(checkpoint))}")
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import signal
 import sys
 import warnings
 from collections import defaultdict
@@ -41,6 +42,7 @@ def pytest_configure(config):
     if len(config.args) > 1 and config.args[0] == "tests":
         config.args.pop(0)  # the one of .pytest.ini: what the command line names is enough
     config.addinivalue_line("markers", "spec(*statements): the numbered statements of docs/ that a test guards")
+    config.addinivalue_line("markers", "heavy: minutes of fuzzing, killing and watching; run by pytest -m heavy")
     if config.getoption("--impl"):
         path = Path(config.getoption("--impl")).resolve()
         if not path.is_file():
@@ -140,3 +142,44 @@ def make_model():
         return randomise(getattr(flowclip, kind)(**(sizes | changes)), seed, scale=0.2).eval()
 
     return make
+
+
+TINY = ["--embed-dim", "16", "--depth", "1", "--heads", "2"]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path, small_encoder):
+    """Run a script's main in this process, in an empty folder, with the encoder at hand -> (status, stdout, stderr)."""
+    import flowclip
+    import sample
+
+    monkeypatch.chdir(tmp_path)
+    build = flowclip.CLIPTextEncoder
+
+    def at_hand(name="ViT-B-32-quickgelu", pretrained="openai", device=None):
+        return small_encoder if pretrained == "untrained" else build(name, pretrained, device)
+
+    monkeypatch.setattr(flowclip, "CLIPTextEncoder", at_hand)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(module, *argv):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, argv)])
+        capsys.readouterr()
+        try:
+            with warnings.catch_warnings():
+                sample.run_script(module.main, "ways")
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def one_line(result, *words):
+    """A run of `command` that ended in one line on stderr, with these words, and status 2."""
+    status, out, err = result
+    assert status == 2 and len(err.splitlines()) == 1 and "Traceback" not in err, (status, err)
+    assert all(word in err for word in words), err

@@ -20,7 +20,7 @@ def test_patches_in_order_and_back(s):
     assert patches.shape == (s.B, s.rows * s.columns, s.p * s.p * s.C)
     for (b, n), pixels in oracles.patches(images, s.p).items():
         assert patches[b, n].tolist() == pixels, (b, n)
-    assert torch.equal(flowclip.unpatchify(patches, s.p, height=s.rows * s.p), images)
+    assert torch.equal(flowclip.unpatchify(patches, s.p, grid=(s.rows, s.columns)), images)
     if s.rows == s.columns:
         assert torch.equal(flowclip.unpatchify(patches, s.p), images)
 
@@ -59,6 +59,14 @@ def test_times(times, dim):
     t = torch.tensor(times)
     expected = torch.tensor([oracles.waves(1000 * u, dim) for u in t.double().tolist()], dtype=torch.float32)
     torch.testing.assert_close(flowclip.timestep_embedding(t, dim), expected, atol=2e-4, rtol=0)
+
+
+@pytest.mark.spec("TIME-1", "POS-1")
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=4), st.sampled_from([2, 6, 8]))
+def test_waves_of_any_shape_of_values(values, dim):
+    waves = torch.tensor([oracles.waves(value, dim) for value in values])
+    torch.testing.assert_close(flowclip.sinusoids(torch.tensor(values), dim), waves, atol=1e-4, rtol=0)
+    torch.testing.assert_close(flowclip.sinusoids(torch.tensor([values]), dim), waves[None], atol=1e-4, rtol=0)
 
 
 @pytest.mark.spec("TIME-1", "TIME-2")

@@ -28,6 +28,8 @@ def test_cifar10_captions():
 
 @pytest.mark.spec("DATA-4", "DATA-5")
 def test_every_pixel_value_comes_back():
+    with pytest.raises(ValueError, match="^images has dtype torch.float32, expected torch.uint8$"):
+        flowclip.normalize_images(torch.ones(3))
     u = torch.arange(256, dtype=torch.uint8)
     x = flowclip.normalize_images(u)
     assert x.dtype == torch.float32 and x[0] == -1 and x[255] == 1
@@ -62,4 +64,15 @@ def test_a_folder_is_a_caption_unless_a_text_stands_beside_the_image(tmp_path, p
     assert flowclip.caption_of_file(folder / "no.text.png") == f"a photo of {article} {' '.join(parts)}"
     folder.mkdir(exist_ok=True)
     (folder / "with.text.txt").write_text(f" {caption}\n", encoding="utf-8")
-    assert flowclip.caption_of_file(folder / "with.text.png") == caption.strip()
+    if caption.strip():
+        assert flowclip.caption_of_file(folder / "with.text.png") == caption.strip()
+
+
+@pytest.mark.spec("DATA-6")
+@pytest.mark.parametrize("content", [b"", b" \n", b"caf\xe9", 10_000 * b"word "], ids=["empty", "blank", "latin-1", "a book"])
+def test_what_is_no_caption_is_refused_by_name(tmp_path, content):
+    (tmp_path / "1.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"1\.txt is not a caption: 1 to 2,000 characters in UTF-8$"):
+        flowclip.caption_of_file(tmp_path / "1.png")
+    (tmp_path / "1.txt").write_text(2000 * "é", encoding="utf-8")
+    assert flowclip.caption_of_file(tmp_path / "1.png") == 2000 * "é"

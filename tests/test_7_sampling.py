@@ -1,6 +1,7 @@
 """Chapter 7: the solvers on fields with known answers, the sampler, and checkpoints."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -156,26 +157,31 @@ def test_the_documented_defaults():
     assert defaults["solver"] == "euler" and defaults["progress"] is True
 
 
-@pytest.mark.parametrize("solver, evaluations", [("euler", 4), ("heun", 8)])
-def test_the_progress_bar(make_model, monkeypatch, solver, evaluations):
+@solvers
+def test_the_progress_bar(make_model, monkeypatch, solver):
     bars = []
 
     class Bar:
         def __init__(self, total, desc, leave, disable):
             assert desc == "sampling" and leave is False
-            self.total, self.disable, self.count, self.open = total, disable, 0, True
+            self.total, self.disable, self.count, self.open = total, disable, 0, None
             bars.append(self)
 
+        def __enter__(self):
+            self.open = True
+            return self
+
         def update(self):
+            assert self.open
             self.count += 1
 
-        def close(self):
+        def __exit__(self, *_):
             self.open = False
 
     monkeypatch.setattr(flowclip, "tqdm", Bar)
     sample(make_model(), "dog", solver=solver)
     sample(make_model(), "dog", solver=solver, progress=True)
-    assert [(bar.total, bar.count, bar.open) for bar in bars] == [(evaluations, evaluations, False)] * 2
+    assert [(bar.total, bar.count, bar.open) for bar in bars] == [(4, 4, False)] * 2, "a tick a step"
     assert [bar.disable for bar in bars] == [True, None], "None: shown where there is a terminal"
 
 
@@ -257,11 +263,15 @@ def test_checkpoints_that_are_none(make_model, tmp_path):
         (tmp_path / name).write_bytes(data)
     torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
     for name in ("bomb.pt", "half.pt", "empty.pt", "text.pt", "foreign.pt"):
-        with pytest.raises(ValueError, match=f"{name} is not a flowclip checkpoint"):
+        with pytest.raises(ValueError, match=f"{name} is not a whole flowclip checkpoint"):
             flowclip.load_checkpoint(tmp_path / name)
     for name in ("missing.pt", "."):
         with pytest.raises(ValueError, match="no checkpoint file at"):
             flowclip.load_checkpoint(tmp_path / name)
-    with pytest.raises(ValueError, match=r"text.pt is not a flowclip checkpoint, or only a part of one \(KeyError\)$"):
-        flowclip.load_checkpoint(tmp_path / "text.pt")
+    for name, reason in {"text.pt": "BadZipFile('File is not a zip file')", "foreign.pt": "KeyError('format')"}.items():
+        with pytest.raises(ValueError, match=re.escape(f"{name} is not a whole flowclip checkpoint: {reason}") + "$"):
+            flowclip.load_checkpoint(tmp_path / name)
+    torch.save({"format": 2}, tmp_path / "newer.pt")
+    with pytest.raises(ValueError, match=r"newer.pt is not a whole .*'its format is 2, and 1 is read here'\)$"):
+        flowclip.load_checkpoint(tmp_path / "newer.pt")
     assert not fired.exists(), "a checkpoint ran code"

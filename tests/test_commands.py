@@ -1,12 +1,9 @@
 """train.py and sample.py as a user runs them, on tiny settings and without a network."""
 
 import csv
-import os
-import signal
 import subprocess
 import sys
 import urllib.error
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,37 +15,7 @@ from PIL import Image
 import flowclip
 import sample
 import train
-from tests.conftest import ROOT
-
-TINY = ["--embed-dim", "16", "--depth", "1", "--heads", "2"]
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path, small_encoder):
-    """Run a script's main in this process, in an empty folder, with the encoder at hand -> (status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    build = flowclip.CLIPTextEncoder
-
-    def at_hand(name="ViT-B-32-quickgelu", pretrained="openai", device=None):
-        return small_encoder if pretrained == "untrained" else build(name, pretrained, device)
-
-    monkeypatch.setattr(flowclip, "CLIPTextEncoder", at_hand)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def run(module, *argv):
-        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, argv)])
-        capsys.readouterr()
-        try:
-            with warnings.catch_warnings():
-                sample.run_script(module.main, "ways")
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+from tests.conftest import ROOT, TINY, one_line
 
 
 def read_rows(path):
@@ -56,6 +23,7 @@ def read_rows(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.heavy
 def test_the_demo_and_a_sample_from_the_shell(tmp_path):
     def shell(*argv):
         done = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -81,13 +49,23 @@ def test_the_demo_and_a_sample_from_the_shell(tmp_path):
     assert "step 28" in lines[0] and "'untrained'" in lines[0] and str(places["grid.png"]) in lines[1]
     images = sorted(places["each"].iterdir())
     assert len(images) == 8 and images[0].name == "0000-a-photo-of-a-three-w1.png" and images[4].name == "0004-x-2-w1.png"
-    grid = np.asarray(Image.open(places["grid.png"]).convert("L"))
-    for number, path in enumerate(images):  # crisp: every pixel of an image is a square of 16x16 equal ones in the picture
-        row, column = divmod(number, 4)
-        top, left = 34 + row * (128 + 34), 200 + column * (128 + 8)
-        cell = grid[top : top + 128, left : left + 128]
-        assert np.array_equal(cell, np.kron(np.asarray(Image.open(path)), np.ones((16, 16), np.uint8))), path.name
-    assert Image.open(places["attention.png"]).size[0] > 1000
+    assert min(Image.open(places["grid.png"]).size) > 300 and Image.open(places["attention.png"]).size[0] > 1000
+
+
+def test_the_picture_is_the_images_in_their_order(monkeypatch, tmp_path):
+    figures, savefig = [], sample.Figure.savefig
+    monkeypatch.setattr(sample.Figure, "savefig", lambda self, path: figures.append(self) or savefig(self, path))
+    images = [torch.randint(0, 256, (1, 8, 8), dtype=torch.uint8) for _ in range(6)]
+    images[4] = None
+    sample.save_picture(tmp_path / "new" / "grid.png", images, 3, ["one", "$x^2$", 50 * "long "], ["first", "second"])
+    axes = figures[0].axes
+    for axis, image in zip(axes, images):
+        shown = [artist.get_array() for artist in axis.images]
+        assert len(shown) == (image is not None) and all((array == image[0].numpy()[..., None]).all() for array in shown)
+        assert all(artist.get_interpolation() == "nearest" for artist in axis.images), "every pixel a square"
+    assert [axis.get_title() for axis in axes[:2]] == ["one", "$x^2$"] and len(axes[2].get_title().splitlines()) == 2
+    assert [text.get_text() for axis in axes for text in axis.texts] == ["first", "second"]
+    assert min(Image.open(tmp_path / "new" / "grid.png").size) > 2 * 128
 
 
 def test_the_run_folder_resumes(command, monkeypatch):
@@ -108,21 +86,6 @@ def test_the_run_folder_resumes(command, monkeypatch):
     assert all(torch.equal(tensor, parts[0].state_dict()[name]) for name, tensor in whole[0].state_dict().items())
     rows = [[(row["step"], row["loss"]) for row in read_rows(f"{name}/metrics.csv")] for name in ("whole", "parts")]
     assert rows[0] == rows[1] and len(rows[0]) == 6, "no row is lost or doubled"
-
-
-def test_ctrl_c_ends_the_step_and_keeps_it(command, monkeypatch, tmp_path):
-    step = train.TextConditionalTrainer.train_step
-
-    def interrupted(self, *args):
-        if self.step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(self, *args)
-
-    monkeypatch.setattr(train.TextConditionalTrainer, "train_step", interrupted)
-    status, out, err = command(train, "--demo", *TINY, "--out", "run")
-    assert status == 130 and "stopped after step 3" in out and "--resume" in out and not err
-    assert not any(line.startswith("epoch") for line in out.splitlines()) and not (tmp_path / "run/samples.png").exists()
-    assert flowclip.load_checkpoint("run/checkpoint.pt")[1]["step"] == 3
 
 
 def test_digits():
@@ -174,12 +137,6 @@ def test_training_on_a_folder(command, tmp_path):
     assert status == 0 and "runs/my/checkpoint.pt: step 2" in out and (tmp_path / "samples.png").is_file()
 
 
-def one_line(result, *words):
-    status, out, err = result
-    assert status == 2 and len(err.splitlines()) == 1 and "Traceback" not in err, (status, err)
-    assert all(word in err for word in words), err
-
-
 def test_no_network_ends_in_one_line(command, monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise urllib.error.URLError("no network in this test")
@@ -196,16 +153,15 @@ def test_mistakes_end_in_one_line(command, tmp_path):
     (tmp_path / "empty").mkdir()
     one_line(command(sample, "a photo of a dog", "--cfg", 7.5), "no checkpoint in runs/*/checkpoint.pt", "ways on: ")
     one_line(command(sample, "x", "--checkpoint", "no.pt"), "no checkpoint file at no.pt")
-    one_line(command(sample, "x", "--n", 0), "--n is 0")
+    one_line(command(sample, "x", "--n", 0), "argument --n: '0' is not from 1 to 10000")
     one_line(command(train, "--data", "nowhere"), "neither cifar10, digits, nor a folder")
     one_line(command(train, "--data", "empty"), "any class folder in empty", "ways on: ")
     one_line(command(train, "--demo", "--batch-size", 5000), "--batch-size is 5000, expected 1 to 1797")
     one_line(command(train, "--demo", "--heads", 3), "embed_dim is 128, expected a multiple of num_heads = 3")
-    one_line(command(train, "--demo", "--heads", 0), "--heads is 0, expected at least 1")
+    one_line(command(train, "--demo", "--heads", 0), "argument --heads: '0' is not from 1 to inf")
     for option, value in {"--seed": -1, "--ema": 1.5, "--text-drop": 2.5, "--warmup": -5}.items():
-        one_line(command(train, "--demo", option, value), f"{option} is {value}, expected 0 to ")
+        one_line(command(train, "--demo", option, value), f"argument {option}: '{value}' is not from 0 to ")
     one_line(command(train, "--demo", "--clip-weights", "no.pt"), "CLIP weights 'no.pt': no such file")
-    one_line(command(train, "--demo", "--resume"), "no checkpoint file at runs/demo/checkpoint.pt")
     if not torch.cuda.is_available():
         one_line(command(train, "--demo", "--device", "cuda"), "--device cuda: there is none here")
     assert [path.name for path in tmp_path.iterdir()] == ["empty"], "nothing was created"
@@ -226,7 +182,7 @@ def test_options_reach_the_trainer(command, monkeypatch):
     status, out, _ = command(train, "--demo", *TINY, *options, "--precision", "bf16", "--compile")
     assert status == 0 and "cpu, bf16" in out and len(compiled) == 1 and all(seen) and drawn == [2, 3]
     seen.clear()
-    status, out, _ = command(train, "--demo", *TINY, "--device", "cpu", "--max-steps", 1, "--precision", "fp32")
+    status, out, _ = command(train, "--demo", *TINY, "--device", "cpu", "--max-steps", 1, "--precision", "fp32", "--overwrite")
     assert status == 0 and "cpu, fp32" in out and not any(seen) and len(compiled) == 1
 
 
@@ -235,7 +191,7 @@ def test_a_wide_request_shows_some_draws_of_each_scale(command, monkeypatch, tmp
     assert command(train, "--demo", *TINY, "--max-steps", 1)[0] == 0
     status, out, _ = command(sample, "x", "--cfg", 1, 3, "--n", 9, "--steps", 1, "--save-dir", "each")
     assert status == 0 and "16 of 18 images" in out and len(list((tmp_path / "each").iterdir())) == 18
-    assert Image.open("samples.png").size[0] == 200 + 16 * (128 + 8)
+    assert Image.open("samples.png").size[0] > 16 * 128
 
 
 def test_other_text_weights_are_refused(command, monkeypatch, small_encoder, tmp_path):
@@ -260,7 +216,8 @@ def test_the_picture_is_of_the_averaged_weights(command, monkeypatch):
     monkeypatch.setattr(flowclip, "sample_text_conditional", lambda model, *a, **k: seen.append(model) or real(model, *a, **k))
     assert command(train, "--demo", *TINY, "--max-steps", 3, "--ema", 0.5)[0] == 0
     assert command(sample, "x", "--steps", 1)[0] == 0
-    ema, _, training = flowclip.read_checkpoint("runs/demo/checkpoint.pt")
+    ema = flowclip.load_checkpoint("runs/demo/checkpoint.pt")[0]
+    training = torch.load("runs/demo/checkpoint.pt", weights_only=True)["training"]
     for model in seen:
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor, ema.state_dict()[name])

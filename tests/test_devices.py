@@ -1,5 +1,8 @@
 """Everything follows its inputs to their device. `meta`, the device without memory, shows it on any machine."""
 
+import contextlib
+
+import pytest
 import torch
 
 import flowclip
@@ -23,6 +26,25 @@ def test_equations_stay_where_their_inputs_are(make_model):
     assert flowclip.integrate(lambda x, t: x * t[:, None], meta(2, 3), 2, "heun").device.type == "meta"
 
 
+def test_the_text_encoder_works_where_it_is_wanted(monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *args, **given: contextlib.nullcontext())  # which does not know meta
+    with pytest.warns(UserWarning, match="untrained"):
+        encoder = flowclip.CLIPTextEncoder("ViT-S-32-alt", "untrained", device="meta")
+    assert encoder.tower.token_embedding.weight.device.type == encoder.tokenize("dog").device.type == "meta"
+    encoder.tower.forward = lambda ids: (None, ids[..., None].float())  # attention has a fast path that meta does not know
+    assert all(tensor.device.type == "meta" for tensor in encoder(["dog", ""]))
+
+
+def test_noise_is_drawn_where_the_generator_is_or_the_model(make_model, monkeypatch):
+    asked, randn = [], torch.randn
+    model, options = make_model().to("meta"), {"image_shape": (3, 8, 8), "num_steps": 1, "progress": False}
+    encoder = draw.StandIn()
+    monkeypatch.setattr(torch, "randn", lambda *size, device, **given: asked.append(str(device)) or randn(*size, device=device))
+    for given in ({}, {"generator": torch.Generator()}):
+        flowclip.sample_text_conditional(model, encoder, "dog", **options, **given)
+    assert asked == ["meta", "cpu"]
+
+
 def test_the_sampler_works_on_the_model_s_device(make_model):
     model, options = make_model().to("meta"), {"image_shape": (3, 8, 8), "num_steps": 1, "progress": False}
     for given in ({}, {"generator": torch.Generator()}, {"noise": torch.ones(1, 3, 8, 8)}, {"device": "meta"}):
@@ -35,6 +57,17 @@ def test_a_checkpoint_is_loaded_where_it_is_wanted(make_model, tmp_path):
     flowclip.save_checkpoint(tmp_path / "c.pt", model, {"config": model.config})
     assert next(flowclip.load_checkpoint(tmp_path / "c.pt", "meta")[0].parameters()).device.type == "meta"
     assert next(flowclip.load_checkpoint(tmp_path / "c.pt")[0].parameters()).device.type == "cpu"
+
+
+def test_a_checkpoint_of_a_gpu_is_read_without_one(make_model, tmp_path, monkeypatch):
+    model = make_model()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")  # as torch.save writes it there
+        flowclip.save_checkpoint(tmp_path / "c.pt", model, {"config": model.config})
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):
+            torch.load(tmp_path / "c.pt", weights_only=True)
+    assert torch.equal(draw.flat(flowclip.load_checkpoint(tmp_path / "c.pt")[0]), draw.flat(model))
 
 
 def test_guidance_is_computed_in_the_precision_of_the_state():
