@@ -475,14 +475,14 @@ def save_checkpoint(path, model, meta, training=None):
     """Write the EMA `model`, `meta` (plain data) and what resuming needs: beside `path`, to the disk, then renamed."""
     part = Path(f"{path}.part")
     try:
-        torch.save({"format": 1, "model": model.state_dict(), "meta": meta, "training": training}, part)
-        with open(part, "rb+") as file:
+        with open(part, "wb") as file:
+            torch.save({"format": 1, "model": model.state_dict(), "meta": meta, "training": training}, file)
+            file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
-        if part.is_file():
-            part.unlink()
-        raise OSError(f"could not write {path}, what was there is as it was: {error!r:.150}") from None
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError from an OSError
+        part.unlink(missing_ok=True)
+        raise OSError(f"could not write {path}, what was there is as it was: {error.__context__ or error}") from None
 
 
 def load_checkpoint(path, device="cpu"):
