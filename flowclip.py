@@ -48,7 +48,7 @@ class CLIPTextEncoder(nn.Module):
     a fixed seed, which tell prompts apart but know no meaning. ConnectionError where a download fails."""
     def __init__(self, model_name="ViT-B-32-quickgelu", pretrained="openai", device=None):
         super().__init__()
-        config = open_clip.get_model_config(model_name)
+        config = open_clip.get_model_config(model_name) if model_name in open_clip.list_models() else None
         known = config is not None and config["text_cfg"].keys() <= {"context_length", "vocab_size", "width", "heads", "layers"}
         near = difflib.get_close_matches(model_name, open_clip.list_models()) or ["ViT-B-32-quickgelu"]
         require(known, f"{model_name!r} is not a model with CLIP's own text tower; near it: {', '.join(near)}")
@@ -346,7 +346,7 @@ def caption_of_file(path):
     text = Path(path).with_suffix(".txt")
     if not text.is_file():
         return make_captions([text.parent.name.replace("_", " ")])[0]  # [DATA-6]
-    caption = text.read_bytes().decode("utf-8", errors="replace").strip()  # [DATA-6]
+    caption = text.read_bytes().decode("utf-8-sig", errors="replace").strip()  # [DATA-6]
     require(0 < len(caption) <= 2000 and "\ufffd" not in caption, f"{text} is not a caption: 1 to 2,000 characters in UTF-8")
     return caption
 

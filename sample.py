@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import re
 import signal
 import sys
@@ -20,17 +21,18 @@ import flowclip
 
 def run_script(main, ways_on):
     """Run `main`; a mistake, or something that cannot be had, ends in one line on stderr and status 2."""
-    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(f"note: {message}")
     warnings.filterwarnings("ignore", "Glyph .* missing from")  # a label shows a box for it
     try:
         main()
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: stopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except (ValueError, OSError, ArithmeticError) as error:
-        hint = f"; ways on: {ways_on}" if isinstance(error, ConnectionError | FileNotFoundError) else ""
-        reason = str(error).strip().splitlines()[-1:]  # a worker's traceback ends in what matters
-        print(f"{Path(sys.argv[0]).name}: error: {' '.join(reason)}{hint}", file=sys.stderr)
+    except (ValueError, OSError, ArithmeticError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise  # a mistake of ours
+        hint = f"; ways on: {ways_on}" if type(error) in (ConnectionError, FileNotFoundError) else ""
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())[:500]}{hint}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -49,6 +51,13 @@ def number(kind, low, high=math.inf):
 
     convert.__name__ = kind.__name__
     return convert
+
+
+def check_place(path):
+    """ValueError unless a file can be made at `path`, together with the folders above it."""
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(f"no file can be written at {path}")
 
 
 def save_picture(path, images, columns, titles=(), rows=()):
@@ -101,7 +110,7 @@ def load(path=None, clip_weights=None):
     weights = clip_weights or meta["clip_weights"]
     encoder = flowclip.CLIPTextEncoder(meta["clip"], weights, device)
     null = encoder.encode("", return_pooled=True)[1][0].cpu()
-    if not torch.allclose(null, torch.tensor(meta.get("clip_null", null.tolist())), rtol=1e-2, atol=1e-2):
+    if not torch.allclose(null, torch.tensor(meta["clip_null"]), rtol=1e-2, atol=1e-2):
         raise ValueError(f"text weights {weights!r} differ from those that {path} was trained with, {meta['clip_weights']!r}")
     print(f"{path}: step {meta['step']:,}, text weights {meta['clip']} {weights!r}, on {device}")
     return model, encoder, meta
@@ -123,10 +132,14 @@ def parse_args():
     add("--save-dir", type=Path, metavar="DIR", help="also each image alone, at its native size")
     args = parser.parse_args()
     for path in filter(None, (args.out, args.attention)):
-        if path.suffix not in (".png", ".jpg", ".pdf"):
+        check_place(path)
+        if path.suffix.lower() not in (".png", ".jpg", ".pdf"):
             raise ValueError(f"{path} is no name of a picture, expected one that ends in .png, .jpg or .pdf")
-    if not all(prompt.strip() for prompt in args.prompts):
-        print('note: the prompt "" is drawn without text', file=sys.stderr)
+    if args.save_dir:
+        check_place(args.save_dir / "0.png")
+    for prompt in args.prompts:
+        if not prompt.encode().strip():  # (UnicodeEncodeError: bytes that are no text)
+            print('note: the prompt "" is drawn without text')
     return args
 
 
@@ -135,8 +148,6 @@ def main():
     model, encoder, meta = load(args.checkpoint, args.clip_weights)
     prompts, shape, device = args.prompts, meta["image_shape"], next(model.parameters()).device
     noise = torch.randn(args.n, *shape, generator=torch.Generator().manual_seed(args.seed))
-    if args.save_dir:
-        args.save_dir.mkdir(parents=True, exist_ok=True)
 
     def draw(prompts, w, noise):
         with flowclip.autocast(device):
@@ -158,6 +169,7 @@ def main():
     print(f"{args.out}: {len(shown)} of {len(images)} images, {args.steps} {args.solver} steps")
 
     if args.save_dir:
+        args.save_dir.mkdir(parents=True, exist_ok=True)
         for number, ((prompt, w, _), image) in enumerate(zip(jobs, images)):
             slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:60].strip("-")  # whatever the prompt, no path in it
             pixels = rearrange(image, "c h w -> h w c").numpy().squeeze()

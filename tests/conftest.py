@@ -157,7 +157,10 @@ def command(monkeypatch, capsys, tmp_path, small_encoder):
     build = flowclip.CLIPTextEncoder
 
     def at_hand(name="ViT-B-32-quickgelu", pretrained="openai", device=None):
-        return small_encoder if pretrained == "untrained" else build(name, pretrained, device)
+        if pretrained == "untrained":
+            warnings.warn("this CLIP text tower is untrained, in this test", stacklevel=2)
+            return small_encoder
+        return build(name, pretrained, device)
 
     monkeypatch.setattr(flowclip, "CLIPTextEncoder", at_hand)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -167,6 +170,7 @@ def command(monkeypatch, capsys, tmp_path, small_encoder):
         capsys.readouterr()
         try:
             with warnings.catch_warnings():
+                warnings.simplefilter("always")
                 sample.run_script(module.main, "ways")
             status = 0
         except SystemExit as stop:

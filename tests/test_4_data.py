@@ -74,5 +74,7 @@ def test_what_is_no_caption_is_refused_by_name(tmp_path, content):
     (tmp_path / "1.txt").write_bytes(content)
     with pytest.raises(ValueError, match=r"1\.txt is not a caption: 1 to 2,000 characters in UTF-8$"):
         flowclip.caption_of_file(tmp_path / "1.png")
+    (tmp_path / "1.txt").write_text("\ufeffa red square", encoding="utf-8")  # as some editors begin a file
+    assert flowclip.caption_of_file(tmp_path / "1.png") == "a red square"
     (tmp_path / "1.txt").write_text(2000 * "é", encoding="utf-8")
     assert flowclip.caption_of_file(tmp_path / "1.png") == 2000 * "é"

@@ -191,7 +191,7 @@ def test_the_same_seed_gives_the_same_run(make_model):
     batches = train.Batches(torch.zeros(9, 1, 2, 2, dtype=torch.uint8), torch.arange(9), 3)
     orders = []
     for epoch in (0, 1, 0):
-        batches.set_epoch(epoch)
+        batches.epoch = epoch
         orders.append(torch.cat([labels for _, labels in batches]).tolist())
     assert orders[0] == orders[2] != orders[1] and sorted(orders[0]) == list(range(9))
 

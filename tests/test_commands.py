@@ -155,10 +155,10 @@ def test_mistakes_end_in_one_line(command, tmp_path):
     one_line(command(sample, "x", "--checkpoint", "no.pt"), "no checkpoint file at no.pt")
     one_line(command(sample, "x", "--n", 0), "argument --n: '0' is not from 1 to 10000")
     one_line(command(train, "--data", "nowhere"), "neither cifar10, digits, nor a folder")
-    one_line(command(train, "--data", "empty"), "any class folder in empty", "ways on: ")
+    one_line(command(train, "--data", "empty"), "--data empty: no image is there")
     one_line(command(train, "--demo", "--batch-size", 5000), "--batch-size is 5000, expected 1 to 1797")
     one_line(command(train, "--demo", "--heads", 3), "embed_dim is 128, expected a multiple of num_heads = 3")
-    one_line(command(train, "--demo", "--heads", 0), "argument --heads: '0' is not from 1 to inf")
+    one_line(command(train, "--demo", "--heads", 0), "argument --heads: '0' is not from 1 to 4096")
     for option, value in {"--seed": -1, "--ema": 1.5, "--text-drop": 2.5, "--warmup": -5}.items():
         one_line(command(train, "--demo", option, value), f"argument {option}: '{value}' is not from 0 to ")
     one_line(command(train, "--demo", "--clip-weights", "no.pt"), "CLIP weights 'no.pt': no such file")

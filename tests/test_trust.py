@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -58,6 +59,11 @@ def test_images_of_every_kind_are_converted(tmp_path):
     for name in ("alpha.png", "palette.png"):
         read = np.asarray(train.read_image(tmp_path / name)).astype(int)
         assert abs(read[0, 0] - [0, 0, 255]).max() < 5 and (read[0, 7] == 255).all(), (name, "white shows where nothing is")
+    Image.new("I", (8, 8), 70_000).save(tmp_path / "32bit.tiff")
+    assert np.asarray(train.read_image(tmp_path / "32bit.tiff")).min() == 255
+    Image.new("F", (8, 8), 0.5).save(tmp_path / "float.tiff")
+    with pytest.raises(ValueError, match="float.tiff is not .*: its pixels are floating point numbers of an unknown scale"):
+        train.read_image(tmp_path / "float.tiff")
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg", quality=100)
     Image.new("1", (8, 8), 1).save(tmp_path / "bits.png")
     assert abs(np.asarray(train.read_image(tmp_path / "cmyk.jpg")).astype(int)[0, 0] - [255, 0, 0]).max() < 5
@@ -111,13 +117,20 @@ def test_a_broken_file_among_many_is_named(command, tmp_path):
     assert [f"{r + 256 * g}.png" for r, g, _ in images[:, :, 0, 0].tolist()] == names
     (tmp_path / "my/dog/77.png").write_text("not an image")
     one_line(command(train, "--data", "my", "--clip-weights", "untrained"), "my/dog/77.png is not an image that can be read: ")
+    (tmp_path / "my/dog/77.png").unlink()
+    os.mkfifo(tmp_path / "my/dog/77.png")  # which would never end
+    assert len(train.load_data("my")[0]) == 599
 
 
 def test_folders_that_are_none(command, tmp_path):
     picture(tmp_path / "one/dog/a.png")
     picture(tmp_path / "small/dog/a.png", size=(2, 2))
+    picture(tmp_path / "flat/a.png")
     picture(tmp_path / "loop/dog/a.png")
-    (tmp_path / "loop/dog/again").symlink_to(tmp_path / "loop", target_is_directory=True)
+    (tmp_path / "loop/cat").symlink_to(tmp_path / "loop", target_is_directory=True)
+    picture(tmp_path / "links/dog/a.png")
+    for name in ("up", "self", "too"):  # below a class, links are not followed: two of them would be 2^40 paths
+        (tmp_path / "links/dog" / name).symlink_to(tmp_path / "links", target_is_directory=True)
     (tmp_path / "empty").mkdir()
     (tmp_path / "classless/dog").mkdir(parents=True)
     (tmp_path / "file").write_text("x")
@@ -125,12 +138,16 @@ def test_folders_that_are_none(command, tmp_path):
     options = ["--clip-weights", "untrained", *TINY]
     one_line(command(train, "--data", "nowhere", *options), "--data nowhere: neither cifar10, digits, nor a folder that exists")
     one_line(command(train, "--data", "file", *options), "--data file: neither cifar10, digits, nor a folder that exists")
-    one_line(command(train, "--data", "empty", *options), "Couldn't find any class folder in empty", "ways on: ")
-    one_line(command(train, "--data", "classless", *options), "Found no valid file for the classes dog", "ways on: ")
+    none = "no image is there, expected a sub-folder of images a class"
+    one_line(command(train, "--data", "empty", *options), f"--data empty: {none}")
+    one_line(command(train, "--data", "classless", *options), f"--data classless: {none}")
+    one_line(command(train, "--data", "flat", *options), f"--data flat: {none}")
+    one_line(command(train, "--data", "", *options), "--data : neither cifar10, digits, nor a folder that exists")
     one_line(command(train, "--data", "one", *options), "--batch-size is 64, expected 1 to 1, the number of images")
     few = ["--batch-size", 1]
     one_line(command(train, "--data", "small", *options, *few), "img_size is 2, expected a multiple of patch_size = 4")
-    one_line(command(train, "--data", "loop", *options, *few), "--data loop: the folder ", " leads back into itself")
+    one_line(command(train, "--data", "loop", *options, *few), "--data loop: loop/cat is a link that leads back")
+    assert len(train.load_data("links")[0]) == 1
     assert everything(tmp_path) == before
     status, out, _ = command(train, "--data", "one", *options, *few, "--max-steps", 1)
     assert status == 0 and "1 images 3x8x8" in out, "one image is enough for a batch of one"
@@ -138,10 +155,13 @@ def test_folders_that_are_none(command, tmp_path):
 
 # ---- Command lines ----
 @pytest.mark.parametrize("argv, words", [
-    (["--batch-size", 0], "argument --batch-size: '0' is not from 1 to inf"),
-    (["--batch-size", -4], "argument --batch-size: '-4' is not from 1 to inf"),
+    (["--batch-size", 0], "argument --batch-size: '0' is not from 1 to 1e+09"),
+    (["--batch-size", -4], "argument --batch-size: '-4' is not from 1 to 1e+09"),
     (["--batch-size", 1798], "--batch-size is 1798, expected 1 to 1797, the number of images"),
-    (["--epochs", 0], "argument --epochs: '0' is not from 1 to inf"),
+    (["--epochs", 0], "argument --epochs: '0' is not from 1 to 1e+09"),
+    (["--img-size", 10**24], "argument --img-size: '1000000000000000000000000' is not from 1 to 4096"),
+    (["--seed", 10**24], "argument --seed: '1000000000000000000000000' is not from 0 to 9.22337e+18"),
+    (["--clip", "hf-hub:foo/bar", "--clip-weights", "x"], "'hf-hub:foo/bar' is not a model with CLIP's own text tower"),
     (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
     (["--lr=-1e-4"], "argument --lr: '-1e-4' is not from 1e-12 to 10"),
     (["--lr", 0], "argument --lr: '0' is not from 1e-12 to 10"),
@@ -154,7 +174,8 @@ def test_folders_that_are_none(command, tmp_path):
     (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
     (["--clip", "ViT-B-23", "--clip-weights", "x"], "'ViT-B-23' is not a model with CLIP's own text tower; near it: ViT-B-32"),
     (["--clip-weights", "other.pt"], "other.pt holds no text tower of ViT-B-32-quickgelu"),
-    (["--out", "other.pt/run"], "other.pt/run"),
+    (["--out", "other.pt"], "no file can be written at other.pt/checkpoint.pt"),
+    (["--out", "other.pt/run"], "no file can be written at other.pt/run/checkpoint.pt"),
     (["--resume", "--overwrite"], "argument --overwrite: not allowed with argument --resume"),
     (["--nonsense"], "unrecognized arguments: --nonsense"),
 ])  # fmt: skip
@@ -168,7 +189,7 @@ def test_train_refuses_in_one_line(command, tmp_path, argv, words):
 @pytest.mark.skipif(root, reason="root may write everywhere")
 def test_a_folder_without_the_right_to_write(command, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
-    one_line(command(train, "--demo", *TINY, "--out", "locked/run"), "Permission denied", "locked/run")
+    one_line(command(train, "--demo", *TINY, "--out", "locked/run"), "no file can be written at locked/run/checkpoint.pt")
 
 
 @pytest.fixture
@@ -176,6 +197,7 @@ def drawn(make_model, small_encoder, tmp_path, monkeypatch):
     """A checkpoint in the folder in which `command` works."""
     model = make_model(in_channels=1, context_dim=256)
     meta = {"config": model.config, "clip": "x", "clip_weights": "untrained", "captions": ["dog"], "image_shape": [1, 8, 8]}
+    meta["clip_null"] = small_encoder.encode("", return_pooled=True)[1][0].tolist()
     flowclip.save_checkpoint(tmp_path / "c.pt", model, meta | {"epoch": 0, "step": 0, "losses": []})
     return tmp_path
 
@@ -193,7 +215,11 @@ def drawn(make_model, small_encoder, tmp_path, monkeypatch):
     (["x", "--out", "x.txt"], "x.txt is no name of a picture, expected one that ends in .png, .jpg or .pdf"),
     (["x", "--out", "x"], "x is no name of a picture"),
     (["x", "--attention", "x.mp4"], "x.mp4 is no name of a picture"),
-    (["x", "--save-dir", "c.pt"], "File exists: 'c.pt'"),
+    (["x", "--out", "c.pt/x.png", "--save-dir", "new"], "no file can be written at c.pt/x.png"),
+    (["x", "--out", ".", "--save-dir", "new"], "no file can be written at ."),
+    (["x", "--out", "x.png", "--attention", "c.pt/x.png"], "no file can be written at c.pt/x.png"),
+    (["x", "--save-dir", "c.pt"], "no file can be written at c.pt/0.png"),
+    (["a", "\udcff", "--save-dir", "new"], "surrogates not allowed"),
 ])  # fmt: skip
 def test_sample_refuses_in_one_line(command, drawn, argv, words):
     before = everything(drawn)
@@ -203,25 +229,25 @@ def test_sample_refuses_in_one_line(command, drawn, argv, words):
 
 def test_an_empty_prompt_and_a_long_one(command, drawn):
     status, out, err = command(sample, "", "--checkpoint", "c.pt", "--steps", 1, "--out", "new/folder/grid.png")
-    assert status == 0 and err == 'note: the prompt "" is drawn without text\n' and (drawn / "new/folder/grid.png").is_file()
+    assert status == 0 and not err and out.startswith('note: the prompt "" is drawn without text\n')
+    assert (drawn / "new/folder/grid.png").is_file()
     status, out, err = command(sample, 99 * "dog ", "--checkpoint", "c.pt", "--steps", 1)
-    assert status == 0 and err.startswith("note: prompt cut at 77 tokens: 'dog dog ") and len(err.splitlines()) == 1
+    assert status == 0 and not err and "note: prompt cut at 77 tokens: 'dog dog " in out
 
 
-ODD = ["../../x", "a\0b", "two\nlines", "\N{GRINNING FACE}", "מילה עברית", "猫", "$\\frac{", "-", "\udcff", "C:\\x", 99 * "x"]
+ODD = ["../../x", "a\0b", "two\nlines", "\N{GRINNING FACE}", "מילה עברית", "猫", "$\\frac{", "-", "C:\\x", 60 * "x", "a/../b"]
 
 
-@settings(max_examples=15)
-@given(st.sampled_from(ODD) | st.text(max_size=40))
-def test_any_prompt_is_drawn_or_refused_and_stays_in_its_folder(command, drawn, prompt):
+@settings(max_examples=10)
+@given(st.lists(st.sampled_from(ODD) | st.text(max_size=30), min_size=1, max_size=3))
+@example(ODD)
+def test_any_prompt_is_drawn_and_stays_in_its_folder(command, drawn, prompts):
     (drawn / "deep/er").mkdir(parents=True, exist_ok=True)
     before = {path for path in drawn.rglob("*") if not path.is_relative_to(drawn / "deep")}
     places = ["--save-dir", "deep/er/each", "--out", "deep/er/grid.png", "--attention", "deep/er/attention.png"]
-    result = command(sample, "--checkpoint", "c.pt", "--steps", 1, *places, "--", prompt)
-    if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # not a text: bytes that are no UTF-8
-        one_line(result, "surrogates not allowed")
-    else:
-        assert result[0] == 0, result
+    result = command(sample, "--checkpoint", "c.pt", "--steps", 1, *places, "--", *prompts)
+    assert result[0] == 0 and not result[2], result
+    assert all(path.suffix == ".png" and "/" not in path.name for path in (drawn / "deep/er/each").iterdir())
     assert {path for path in drawn.rglob("*") if not path.is_relative_to(drawn / "deep")} == before
 
 
@@ -229,7 +255,7 @@ def test_any_prompt_is_drawn_or_refused_and_stays_in_its_folder(command, drawn, 
 def test_a_run_is_not_overwritten_by_accident(command, monkeypatch):
     monkeypatch.setattr(train, "draw_samples", lambda *args: None)
     options = ["--demo", *TINY, "--max-steps", 3]
-    assert "training begins" in command(train, *options, "--resume")[1], "where there is none yet, --resume begins"
+    assert "; 0 steps are done" in command(train, *options, "--resume")[1], "where there is none yet, --resume begins"
     before = everything("runs")
     one_line(command(train, *options), "runs/demo/checkpoint.pt exists: --resume goes on from it, --overwrite starts anew")
     one_line(command(train, *options, "--overwrite", "--clip-weights", "no.pt"), "no such file")
@@ -242,8 +268,10 @@ def test_a_run_is_not_overwritten_by_accident(command, monkeypatch):
     gray = ["--resume", "--out", "runs/demo", "--data", "my", "--batch-size", 1]
     one_line(command(train, *options, *gray), "was trained with data 'digits', and now it is 'my'")
     assert everything("runs") == before
-    assert "goes on after step 3" in command(train, *options, "--resume")[1]
-    assert "training begins" in command(train, *options, "--overwrite")[1]
+    assert "; 3 steps are done" in command(train, *options, "--resume")[1]
+    old = Path("runs/demo/checkpoint.pt").read_bytes()
+    assert "; 0 steps are done" in command(train, *options, "--overwrite")[1]
+    assert Path("runs/demo/checkpoint.old.pt").read_bytes() == old, "set aside, not lost"
     assert flowclip.load_checkpoint("runs/demo/checkpoint.pt")[1]["step"] == 3
 
 
@@ -295,8 +323,45 @@ def test_a_loss_that_is_not_finite_stops_the_run(command, monkeypatch, value):
     for limit in ([], ["--max-steps", 35]):  # found at the next row, or before the checkpoint is written
         calls = itertools.count(29)
         result = command(train, "--demo", *TINY, "--resume", "--epochs", 2, *limit)
-        one_line(result, f"the loss of step 33 is {value} at learning rate 0.00033; try a lower --lr")
+        one_line(result, "step 33 is not finite at learning rate 0.00033; try a lower --lr")
         assert Path("runs/demo/checkpoint.pt").read_bytes() == before, "the last good one stays"
+
+
+def test_weights_that_are_not_finite_are_not_saved(command, monkeypatch):
+    """The loss of a step is that of the weights before it: a bad step shows in the weights first."""
+    monkeypatch.setattr(train, "draw_samples", lambda *args: None)
+    step = train.TextConditionalTrainer.train_step
+
+    def poisoned(self, *args):
+        loss = step(self, *args)
+        if self.step == 6:
+            self.model.final_linear.bias.data[0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(train.TextConditionalTrainer, "train_step", poisoned)
+    result = command(train, "--demo", *TINY, "--save-every", 3)
+    one_line(result, "step 6 is not finite at learning rate 6e-05; try a lower --lr")
+    assert flowclip.load_checkpoint("runs/demo/checkpoint.pt")[1]["step"] == 3
+
+
+def test_a_signal_before_the_first_step_is_answered_truly(command, monkeypatch):
+    real = signal.signal
+
+    def at_once(number, action):
+        real(number, action)
+        if number == signal.SIGTERM and callable(action):
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(signal, "signal", at_once)
+    status, out, _ = command(train, "--demo", *TINY)
+    assert status == 143 and "stopped after step 0" in out
+    assert flowclip.load_checkpoint("runs/demo/checkpoint.pt")[1]["step"] == 0
+
+
+def test_a_checkpoint_without_what_resuming_needs(command, drawn):
+    Path("runs/demo").mkdir(parents=True)
+    Path("c.pt").rename("runs/demo/checkpoint.pt")
+    one_line(command(train, "--demo", *TINY, "--resume"), "--resume: runs/demo/checkpoint.pt holds only what sampling needs")
 
 
 @contextlib.contextmanager
@@ -319,9 +384,9 @@ def test_a_full_disk_leaves_the_checkpoint_as_it_was(command, monkeypatch, tmp_p
         with room(size):
             result = command(train, "--demo", *TINY, "--max-steps", 6, "--resume")
         one_line(result, "could not write runs/demo/checkpoint.pt" if size else "", "[Errno 27] File too large")
-        assert {path: content for path, content in everything("runs").items() if path.suffix == ".pt"} == {
-            path: content for path, content in before.items() if path.suffix == ".pt"
-        }, "and no part of the new one is left"
+        after = everything("runs")
+        assert after.keys() == before.keys(), "no part of a new one is left"
+        assert after[Path("runs/demo/checkpoint.pt")] == before[Path("runs/demo/checkpoint.pt")]
     assert command(train, "--demo", *TINY, "--max-steps", 6, "--resume")[0] == 0
 
 
@@ -439,88 +504,19 @@ def test_300_command_lines_end_in_0_or_2(command, drawn, monkeypatch, module, da
         argv = ["--checkpoint", "c.pt", "--steps", 1, "--cfg", 2, *argv, "--", data.draw(st.text(max_size=9), label="prompt")]
     status, _, err = command(module, *argv)
     assert status in (0, 2) and "Traceback" not in err, (status, err)
-    assert status == 0 or sum(not line.startswith("note: ") for line in err.splitlines()) == 1, err
-
-
-# ---- Kills ----
-KILLED = """
-import os, random, signal, sys, time, warnings
-import torch
-torch.set_num_threads(1)
-import flowclip, sample, train
-from tests.strategies import StandIn
-flowclip.CLIPTextEncoder = lambda *args: StandIn()
-train.draw_samples = train.plot_losses = lambda *args: None
-random.seed({seed})
-options = "--demo --embed-dim 16 --depth 1 --heads 2 --epochs 2 --save-every 3 --device cpu".split()
-
-def run(out, kill=None):
-    # a run in a process of its own, killed after `kill` seconds -> its status
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.argv = ["train.py", *options, "--out", out, "--resume"]
-        try:
-            sample.run_script(train.main, "")
-            os._exit(0)
-        except SystemExit as stop:
-            os._exit(stop.code)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr)
-            os._exit(70)
-    if kill is not None:
-        time.sleep(kill)
-        os.kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1]
-
-start = time.perf_counter()
-assert run("whole") == 0
-seconds = time.perf_counter() - start
-kills, runs, saving, steps = 0, 0, 0, []
-whole = torch.load("whole/checkpoint.pt", weights_only=True)
-while kills < {kills}:
-    runs += 1
-    out, status = f"run{{runs}}", -1
-    while status != 0 and kills < {kills}:
-        status = run(out, random.uniform(0.05, 1) * seconds)
-        if status:
-            assert status == signal.SIGKILL, status
-            kills += 1
-            saving += os.path.exists(f"{{out}}/checkpoint.pt.part")
-        if os.path.exists(f"{{out}}/checkpoint.pt"):
-            steps.append(flowclip.load_checkpoint(f"{{out}}/checkpoint.pt")[1]["step"])
-        if os.path.exists(f"{{out}}/metrics.csv"):
-            rows = [line.split(",") for line in open(f"{{out}}/metrics.csv").read().splitlines()]
-            assert all(len(row) == 4 for row in rows), rows
-            assert [int(row[0]) for row in rows[1:]] == sorted({{int(row[0]) for row in rows[1:]}}), rows
-    if status:
-        assert run(out) == 0
-    parts = torch.load(f"{{out}}/checkpoint.pt", weights_only=True)
-    flat = lambda tree: [t for v in (tree.values() if isinstance(tree, dict) else tree) for t in flat(v)] \\
-        if isinstance(tree, dict | list | tuple) else [tree]
-    for a, b in zip(flat([parts["model"], parts["training"]["model"], parts["training"]["optimizer"], parts["meta"]]),
-                    flat([whole["model"], whole["training"]["model"], whole["training"]["optimizer"], whole["meta"]])):
-        assert torch.equal(a, b) if torch.is_tensor(a) else a == b
-    cut = lambda out: [row.rsplit(",", 1)[0] for row in open(f"{{out}}/metrics.csv")]
-    assert cut(out) == cut("whole"), "no row is lost or doubled"
-print(f"{{kills}} kills of {{runs}} runs, {{saving}} of them during a save, at steps {{sorted(set(steps))}}")
-"""
-
-
-def kill(tmp_path, kills, seed):
-    if not hasattr(os, "fork"):
-        pytest.skip("no fork here")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", KILLED.format(kills=kills, seed=seed)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
-    print(done.stdout)
-    return done.stdout
+    assert len(err.splitlines()) == (status == 2), err
 
 
 @heavy
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_50_kills_lose_nothing(tmp_path):
-    assert kill(tmp_path, 50, seed=0).startswith("50 kills")
+    command = [sys.executable, str(ROOT / "tests" / "forked.py"), "--kills", "50"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    kills, saving = map(int, re.match(r"(\d+) kills of \d+ runs, (\d+) of them during a save", done.stdout).groups())
+    assert kills == 50 and saving > 0
+    print(done.stdout)
 
 
 # ---- Long runs ----
