@@ -193,7 +193,7 @@ def grow(args, device):
             print(f"| {label} | {1000 * step:,.0f} | {1000 * step / batch:.1f} | {flops:,.0f} |", flush=True)
 
 
-def main():
+def parse_args():
     parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--device", default=None, help="cuda, mps or cpu (the best at hand)")
@@ -204,7 +204,11 @@ def main():
     add("--repeat", type=number(int, 1), default=3, metavar="N", help="measurements, of which the median is taken (3)")
     add("--literal", action="store_true", help="also the documented algorithm taken literally, in turns")
     add("--grow", action="store_true", help="how cost grows with batch, image, depth, width and tokens; nothing else")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
     device = torch.device(args.device or flowclip.get_device())
     with flowclip.autocast(device, args.precision):
         bf16 = torch.is_autocast_enabled(device.type)

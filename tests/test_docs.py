@@ -12,7 +12,7 @@ import torch
 import flowclip
 import sample
 import train
-from tests import judge
+from tests import benchmark, judge
 from tests import strategies as draw
 from tests.conftest import CHAPTERS, NAME, ROOT, read_statements
 
@@ -86,6 +86,7 @@ def commands(path):
     for line in [*block, *inline]:
         for part in map(str.strip, line.split("&&")):
             part = re.sub(r"^([A-Z_]+=\S+ )+", "", part)  # HYPOTHESIS_PROFILE=dev pytest
+            part = re.sub(r"^torchrun .* (train\.py.*)", r"python \1", part)
             if re.match(r"(python \S+\.py|pytest)( |$)", part):
                 yield part
 
@@ -103,10 +104,10 @@ def test_commands_use_flags_that_exist(path, monkeypatch, pytestconfig):
             wanted = {name.split("-")[0] for name in read_statements()} | {*read_statements(), None}
             assert given.spec in wanted and not [word for word in given.file_or_dir if word.startswith("-")], command
             continue
-        parse_args = {"train.py": train.parse_args, "sample.py": sample.parse_args, "tests/judge.py": judge.parse_args}
+        modules = {"train.py": train, "sample.py": sample, "tests/judge.py": judge, "tests/benchmark.py": benchmark}
         monkeypatch.setattr("sys.argv", words[1:])
         try:
-            parse_args[words[1]]()
+            modules[words[1]].parse_args()
         except SystemExit as stop:
             assert stop.code == 0, f"{path.name}: {command}"
 
