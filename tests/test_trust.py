@@ -275,6 +275,18 @@ def test_a_run_is_not_overwritten_by_accident(command, monkeypatch):
     assert flowclip.load_checkpoint("runs/demo/checkpoint.pt")[1]["step"] == 3
 
 
+def test_other_pictures_are_another_run(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "draw_samples", lambda *args: None)
+    picture(tmp_path / "my/dog/a.png")
+    options = ["--data", "my", "--clip-weights", "untrained", *TINY, "--batch-size", 1, "--max-steps", 1]
+    assert command(train, *options)[0] == 0
+    (tmp_path / "my/dog").rename(tmp_path / "my/cat")
+    said = "was trained with captions ['a photo of a dog'], and now it is ['a photo of a cat']"
+    one_line(command(train, *options, "--resume"), said)
+    picture(tmp_path / "my/cat/b.png")
+    one_line(command(train, *options, "--resume"), "was trained with images 1, and now it is 2")
+
+
 def test_checkpoints_every_n_steps_and_each_epoch(command, monkeypatch):
     saved, save = [], flowclip.save_checkpoint
 
