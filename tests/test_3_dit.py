@@ -23,6 +23,8 @@ def test_patches_in_order_and_back(s):
     assert torch.equal(flowclip.unpatchify(patches, s.p, grid=(s.rows, s.columns)), images)
     if s.rows == s.columns:
         assert torch.equal(flowclip.unpatchify(patches, s.p), images)
+    pixels = images.to(torch.uint8)  # numbers of any kind may be cut
+    assert torch.equal(flowclip.unpatchify(flowclip.patchify(pixels, s.p), s.p, (s.rows, s.columns)), pixels)
 
 
 @pytest.mark.spec("PATCH-1")

@@ -76,5 +76,8 @@ def test_what_is_no_caption_is_refused_by_name(tmp_path, content):
         flowclip.caption_of_file(tmp_path / "1.png")
     (tmp_path / "1.txt").write_text("\ufeffa red square", encoding="utf-8")  # as some editors begin a file
     assert flowclip.caption_of_file(tmp_path / "1.png") == "a red square"
+    (tmp_path / "1.txt").write_text(2001 * "é", encoding="utf-8")
+    with pytest.raises(ValueError, match="is not a caption"):
+        flowclip.caption_of_file(tmp_path / "1.png")
     (tmp_path / "1.txt").write_text(2000 * "é", encoding="utf-8")
     assert flowclip.caption_of_file(tmp_path / "1.png") == 2000 * "é"

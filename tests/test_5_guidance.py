@@ -80,6 +80,9 @@ def test_one_scale_a_sample(s, data):
     v = flowclip.cfg_velocity(draw.Velocity(), *args, w)
     for b in range(s.B):
         torch.testing.assert_close(v[b], uncond[b] + w[b] * (cond[b] - uncond[b]), atol=1e-4, rtol=1e-4)
+    whole = torch.arange(s.B)
+    v = flowclip.cfg_velocity(draw.Velocity(), *args, whole)
+    torch.testing.assert_close(v, flowclip.cfg_velocity(draw.Velocity(), *args, whole.float()))
     with pytest.raises(ValueError, match="cfg_scale has shape"):
         flowclip.cfg_velocity(draw.Velocity(), *args, torch.ones(s.B + 1))
 

@@ -271,6 +271,9 @@ def test_checkpoints_that_are_none(make_model, tmp_path):
     for name, reason in {"text.pt": "BadZipFile('File is not a zip file')", "foreign.pt": "KeyError('format')"}.items():
         with pytest.raises(ValueError, match=re.escape(f"{name} is not a whole flowclip checkpoint: {reason}") + "$"):
             flowclip.load_checkpoint(tmp_path / name)
+    (tmp_path / "flipped.pt").write_bytes(content.replace(b"img_size", b"img_sizf"))
+    with pytest.raises(ValueError, match=r"flipped.pt is not a whole .*: ValueError\('its checksums are wrong'\)$"):
+        flowclip.load_checkpoint(tmp_path / "flipped.pt")
     torch.save({"format": 2}, tmp_path / "newer.pt")
     with pytest.raises(ValueError, match=r"newer.pt is not a whole .*'its format is 2, and 1 is read here'\)$"):
         flowclip.load_checkpoint(tmp_path / "newer.pt")
