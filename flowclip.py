@@ -61,8 +61,7 @@ class CLIPTextEncoder(nn.Module):
             warnings.warn("this CLIP text tower is untrained: it tells prompts apart, but knows no meaning", stacklevel=2)
         else:
             load_tower(self.tower, model_name, pretrained)
-        self.model_name, self.pretrained = model_name, str(pretrained)
-        self.tokenizer = open_clip.get_tokenizer(model_name)
+        self.model_name, self.pretrained, self.tokenizer = model_name, str(pretrained), open_clip.get_tokenizer(model_name)
         self.embed_dim, self.max_length = self.tower.width, self.tower.context_length  # D and M
         self.requires_grad_(False).eval().to(device or "cpu")  # [CLIP-9] frozen
 
@@ -442,7 +441,8 @@ def sample_text_conditional(
     if noise is None:  # [SAMPLE-4]
         noise = torch.randn(len(prompts), *image_shape, generator=generator, device=generator.device if generator else device)
     check("noise", noise, len(prompts), *image_shape)
-    Z, mask = (tensor.to(device) for tensor in trim_context(*text_encoder([*prompts, ""])))
+    texts = list(dict.fromkeys([*prompts, ""]))  # CLIP meets each text once
+    Z, mask = (tensor.to(device)[[texts.index(text) for text in [*prompts, ""]]] for tensor in trim_context(*text_encoder(texts)))
     modes = {module: module.training for module in model.modules()}
     model.eval()
 

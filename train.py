@@ -151,7 +151,9 @@ class TextConditionalTrainer:
     def encode_captions(self, captions):
         """Each distinct caption meets CLIP once, and only its real tokens are kept."""
         new = list(dict.fromkeys(caption for caption in captions if caption not in self.texts))
-        for part in (new[i : i + 256] for i in range(0, len(new), 256)):
+        quiet = None if len(new) > 256 and self.rank == 0 else True  # None: a bar where there is a terminal
+        for i in tqdm(range(0, len(new), 256), "encoding captions", leave=False, disable=quiet):
+            part = new[i : i + 256]
             self.texts |= {caption: Z[mask] for caption, Z, mask in zip(part, *self.text_encoder(part))}  # [TRAIN-3]
 
     def learning_rate(self, step):

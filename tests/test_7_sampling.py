@@ -148,6 +148,16 @@ def test_the_sampler_is_guided_integration(make_model, solver, prompts, seed, N,
     assert torch.equal(again, images) and images.dtype == torch.float32
 
 
+def test_each_text_meets_clip_once(make_model):
+    encoder = draw.StandIn()
+    noise = torch.randn(1, 3, 8, 8).expand(4, -1, -1, -1)
+    prompts = ["dog", "a red car", "dog", ""]
+    images = flowclip.sample_text_conditional(make_model(), encoder, prompts, (3, 8, 8), 2, 3.0, noise=noise, progress=False)
+    assert encoder.asked == ["dog", "a red car", ""]
+    assert torch.equal(images[0], images[2]) and (images[0] - images[1]).abs().max() > 1e-3
+    torch.testing.assert_close(images[3], sample(make_model(), "", noise=noise[:1], num_steps=2, cfg_scale=0)[0])
+
+
 @pytest.mark.spec("SAMPLE-5")
 def test_the_documented_defaults():
     import inspect
