@@ -442,7 +442,7 @@ def sample_text_conditional(
         noise = torch.randn(len(prompts), *image_shape, generator=generator, device=generator.device if generator else device)
     check("noise", noise, len(prompts), *image_shape)
     texts = list(dict.fromkeys([*prompts, ""]))  # CLIP meets each text once
-    Z, mask = (tensor.to(device)[[texts.index(text) for text in [*prompts, ""]]] for tensor in trim_context(*text_encoder(texts)))
+    Z, mask = (tensor.to(device)[[texts.index(p) for p in [*prompts, ""]]] for tensor in trim_context(*text_encoder(texts)))
     modes = {module: module.training for module in model.modules()}
     model.eval()
 
