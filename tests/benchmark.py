@@ -20,7 +20,8 @@ import flowclip
 import train
 from sample import Parser, number, run_script
 
-PROMPTS = flowclip.make_cifar10_captions(range(10))  # 7 real tokens each
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PROMPTS = [f"a photo of a {name}" for name in NAMES]  # 7 real tokens each
 
 
 def wait(device):
