@@ -21,19 +21,19 @@ def note(trainer, loss):
         file.write(f"{loss}\\n")
 
 def die(trainer, loss):
-    if trainer.rank == 1 and trainer.step == 30:
+    if trainer.rank == 1 and trainer.step == 9:
         os._exit(9)
 
 def stop(trainer, loss):
-    if trainer.rank == 1 and trainer.step == 13:
+    if trainer.rank == 1 and trainer.step == 3:
         os.kill(os.getpid(), 15)
 
 print(json.dumps({
-    "one": forked.side_by_side(["--out", "one"], 1, note),
-    "two": forked.side_by_side(["--out", "two"], 2, note),
-    "dead": forked.side_by_side(["--out", "dead"], 2, die),
-    "stopped": forked.side_by_side(["--out", "stopped"], 2, stop),
-    "resumed": forked.side_by_side(["--out", "stopped", "--resume"], 2),
+    "one": forked.side_by_side(["--batch-size", "256", "--out", "one"], 1, note),
+    "two": forked.side_by_side(["--batch-size", "256", "--out", "two"], 2, note),
+    "dead": forked.side_by_side(["--batch-size", "256", "--out", "dead"], 2, die),
+    "stopped": forked.side_by_side(["--batch-size", "256", "--out", "stopped"], 2, stop),
+    "resumed": forked.side_by_side(["--batch-size", "256", "--out", "stopped", "--resume"], 2),
 }))
 """
 
@@ -59,10 +59,10 @@ def test_one_and_two_processes_have_the_same_losses_at_every_step(runs):
     folder, statuses = runs
     assert statuses["one"] == [0] and statuses["two"] == [0, 0]
     one, first, second = ([*map(float, (folder / f"losses-{n}").read_text().split())] for n in ("1-0", "2-0", "2-1"))
-    assert len(one) == 56 and first == second, "each process knows the loss of all"
+    assert len(one) == 14 and first == second, "each process knows the loss of all"
     assert max(abs(a - b) for a, b in zip(one, first, strict=True)) < 1e-4
     (meta, a), (other, b) = (weights(folder / name / "checkpoint.pt") for name in ("one", "two"))
-    assert meta["step"] == other["step"] == 56 and max((x - y).abs().max() for x, y in zip(a, b)) < 1e-3
+    assert meta["step"] == other["step"] == 14 and max((x - y).abs().max() for x, y in zip(a, b)) < 1e-3
     rows = [(folder / name / "metrics.csv").read_text().splitlines() for name in ("one", "two")]
     assert [row.split(",")[:2] for row in rows[0]] == [row.split(",")[:2] for row in rows[1]], "one process writes"
 
@@ -70,7 +70,7 @@ def test_one_and_two_processes_have_the_same_losses_at_every_step(runs):
 def test_a_process_that_dies_ends_the_run_and_leaves_the_checkpoint(runs):
     folder, statuses = runs
     assert statuses["dead"][1] == 9 and statuses["dead"][0] not in (0, 9)
-    assert weights(folder / "dead" / "checkpoint.pt")[0]["step"] == 28
+    assert weights(folder / "dead" / "checkpoint.pt")[0]["step"] == 7
     assert not list(folder.glob("*/*.part"))
 
 

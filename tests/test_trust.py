@@ -235,11 +235,11 @@ def test_an_empty_prompt_and_a_long_one(command, drawn):
     assert status == 0 and not err and "note: prompt cut at 77 tokens: 'dog dog " in out
 
 
-ODD = ["../../x", "a\0b", "two\nlines", "\N{GRINNING FACE}", "מילה עברית", "猫", "$\\frac{", "-", "C:\\x", 60 * "x", "a/../b"]
+ODD = ["../../x", "a\0b", "two\nlines", "\N{GRINNING FACE}", "מילה עברית", "猫", "$\\frac{", "-", "C:\\x", "a/../b"]
 
 
-@settings(max_examples=10)
-@given(st.lists(st.sampled_from(ODD) | st.text(max_size=30), min_size=1, max_size=3))
+@settings(max_examples=5)
+@given(st.lists(st.sampled_from(ODD) | st.text(max_size=9), min_size=1, max_size=2))
 @example(ODD)
 def test_any_prompt_is_drawn_and_stays_in_its_folder(command, drawn, prompts):
     (drawn / "deep/er").mkdir(parents=True, exist_ok=True)
