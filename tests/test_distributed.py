@@ -10,7 +10,7 @@ import pytest
 import flowclip
 from tests.conftest import ROOT, one_line
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here"), pytest.mark.heavy]
 
 SCRIPT = """
 import json, os
