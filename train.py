@@ -30,7 +30,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 import flowclip
-from sample import Parser, check_place, number, run_script, save_picture
+from sample import Parser, can_compile, check_place, compile_blocks, number, run_script, save_picture
 
 DEMO = {
     "data": "digits", "clip_weights": "untrained", "out": Path("runs/demo"), "epochs": 20, "lr": 1e-3, "warmup": 100,
@@ -119,7 +119,8 @@ class Batches:
     def __iter__(self):
         order = torch.randperm(len(self.images), generator=generator("cpu", self.seed, self.epoch, 0))  # [TRAIN-4]
         for rows in order.split(self.batch_size)[: len(self)]:
-            yield flowclip.normalize_images(self.images[rows.to(self.images.device)]), self.labels[rows]
+            on_device = rows.to(self.images.device, non_blocking=True)  # no host sync
+            yield flowclip.normalize_images(self.images[on_device]), self.labels[rows]
 
 
 # ---- The trainer ----
@@ -137,7 +138,8 @@ class TextConditionalTrainer:
         joined = distributed.is_initialized()
         self.rank, self.world = (distributed.get_rank(), distributed.get_world_size()) if joined else (0, 1)
         self.forward = DistributedDataParallel(self.model) if self.world > 1 else self.model
-        self.forward = torch.compile(self.forward) if compile else self.forward
+        if compile:
+            compile_blocks(self.model)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
         self.dataloader, self.caption_fn, self.text_drop_prob = dataloader, caption_fn, text_drop_prob
         self.lr, self.ema, self.warmup, self.precision, self.seed, self.metrics = lr, ema, warmup, precision, seed, metrics
@@ -156,6 +158,17 @@ class TextConditionalTrainer:
             part = new[i : i + 256]
             self.texts |= {caption: Z[mask] for caption, Z, mask in zip(part, *self.text_encoder(part))}  # [TRAIN-3]
 
+    def context_of(self, captions):
+        """-> context [B, M, D], mask [B, M], M the longest caption, and the null text as [1, M, D] and [1, M]."""
+        self.encode_captions(captions)
+        rows = {caption: row for row, caption in enumerate(dict.fromkeys([*captions, ""]))}
+        texts = [self.texts[caption] for caption in rows]
+        Z = pad_sequence(texts, batch_first=True)  # each distinct text once
+        rows, lengths = [rows[caption] for caption in [*captions, ""]], [len(text) for text in texts]
+        rows, lengths = (torch.tensor(column).to(self.device, non_blocking=True) for column in (rows, lengths))
+        context, mask = Z[rows], torch.arange(Z.shape[1], device=self.device) < lengths[rows, None]
+        return context[:-1], mask[:-1], context[-1:], mask[-1:]
+
     def learning_rate(self, step):
         return self.lr * min(1, (step + 1) / max(1, self.warmup))  # [TRAIN-5]
 
@@ -166,13 +179,8 @@ class TextConditionalTrainer:
         t, coin = torch.rand(2, len(images), generator=rand, device=self.device)
         mine = slice(self.rank * len(images) // self.world, (self.rank + 1) * len(images) // self.world)
         images, captions, x1, t, coin = images[mine].to(self.device), captions[mine], x1[mine], t[mine], coin[mine]
-        self.encode_captions(captions)
-        texts = [self.texts[caption] for caption in [*captions, ""]]
-        Z = pad_sequence(texts, batch_first=True)  # [B + 1, longest, D], the last is the null text
-        lengths = torch.tensor([[len(text)] for text in texts]).to(self.device, non_blocking=True)
-        mask = torch.arange(Z.shape[1], device=self.device) < lengths
-        drop = coin < self.text_drop_prob  # [TRAIN-2] one coin a sample
-        context, mask = flowclip.drop_text(Z[:-1], mask[:-1], Z[-1:], mask[-1:], drop)
+        context, mask, *null = self.context_of(captions)
+        context, mask = flowclip.drop_text(context, mask, *null, coin < self.text_drop_prob)  # [TRAIN-2] one coin a sample
         with flowclip.autocast(self.device, self.precision):
             loss = flowclip.flow_matching_loss(self.forward, images, context, mask, x1=x1, t=t)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate(self.step)
@@ -224,8 +232,8 @@ class TextConditionalTrainer:
 
     def check_finite(self):
         """FloatingPointError where a loss since the last row of metrics.csv, or a weight, is not finite."""
-        start = self.step - len(self.recent) + 1
-        bad = [step for step, (loss, *_) in enumerate(self.recent, start) if not math.isfinite(loss)]
+        losses = torch.stack([loss for loss, *_ in self.recent]).tolist() if self.recent else []  # one host sync
+        bad = [step for step, loss in enumerate(losses, self.step - len(losses) + 1) if not math.isfinite(loss)]
         if not bad and not get_total_norm(self.model.parameters()).isfinite():
             bad = [self.step]
         if bad:
@@ -345,6 +353,8 @@ def parse_args():
 def main():
     args, start = parse_args(), time.perf_counter()
     device = flowclip.get_device() if args.device == "auto" else torch.device(args.device)
+    if args.compile is None:
+        args.compile = device.type == "cuda" and can_compile(device)
     local = int(os.environ.get("LOCAL_RANK", 0))
     if "LOCAL_RANK" in os.environ:  # under torchrun
         if device.type == "cuda":
@@ -372,7 +382,7 @@ def main():
     trainer = TextConditionalTrainer(
         model, encoder, batches, lambda labels: [captions[label] for label in labels.tolist()],
         args.lr, args.weight_decay, args.text_drop, device, ema=args.ema, warmup=args.warmup,
-        precision=args.precision, compile=device.type == "cuda" if args.compile is None else args.compile, seed=args.seed,
+        precision=args.precision, compile=args.compile, seed=args.seed,
     )  # fmt: skip
     trainer.encode_captions(captions)
     fixed = ("data", "clip", "clip_weights", "batch_size", "lr", "warmup", "weight_decay", "text_drop", "ema", "seed")

@@ -4,12 +4,14 @@ It drives the trainer of train.py and the sampler of flowclip.py. --literal adds
 a ratio: CLIP on every batch, all 77 tokens, float32, two passes a guided step. --grow asks how cost grows with each size.
 """
 
+import multiprocessing
 import platform
 import resource
 import statistics
 import sys
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -115,11 +117,9 @@ def memory(device):
 
 
 def sampler(trainer, args, encoder=None, prompts=PROMPTS):
-    model = torch.compile(trainer.model) if args.compile else trainer.model
-
     def work():
         with flowclip.autocast(trainer.device, args.precision):
-            return flowclip.sample_text_conditional(model, encoder or trainer.text_encoder, prompts, progress=False)
+            return flowclip.sample_text_conditional(trainer.model, encoder or trainer.text_encoder, prompts, progress=False)
 
     return work
 
@@ -127,10 +127,8 @@ def sampler(trainer, args, encoder=None, prompts=PROMPTS):
 def measure(args, device):
     trainer = make_trainer(args, device)
     images, labels = next(iter(trainer.dataloader))
-    with FlopCounterMode(display=False) as counter:
-        trainer.forward, forward = trainer.model, trainer.forward
+    with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
         trainer.train_step(images, trainer.caption_fn(labels))
-        trainer.forward = forward
     step = seconds(lambda: epoch(trainer), device, args.repeat) / args.steps
     sample = seconds(sampler(trainer, args), device, args.repeat)
     peak = matrix_peak(device, args.precision, 8192 if device.type == "cuda" else 2048)
@@ -143,17 +141,20 @@ def measure(args, device):
 
 
 def compare(args, device):
-    """Ours and the literal algorithm in turns, so that both see the same machine -> the medians and their ratios."""
+    """Ours and the literal algorithm in turns, so that all see the same machine -> the medians and their ratios."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         encoder = flowclip.CLIPTextEncoder(pretrained="untrained", device=device)
-    ours, literal = (make_trainer(args, device, kind, encoder) for kind in (train.TextConditionalTrainer, Literal))
-    noise, times = torch.randn(10, 3, 32, 32, device=device), {}
-    work = {
-        "training, ours": lambda: epoch(ours), "training, literal": lambda: epoch(literal),
-        "sampling, ours": sampler(ours, args, encoder),
-        "sampling, literal": lambda: literal_sample(literal.model, encoder, noise, 50),
-    }  # fmt: skip
+    ways = {"literal": (Literal, False), "ours": (train.TextConditionalTrainer, False)}
+    if args.compile:
+        ways["compiled"] = (train.TextConditionalTrainer, True)
+    noise, work, times = torch.randn(10, 3, 32, 32, device=device), {}, {}
+    for name, (kind, args.compile) in ways.items():
+        trainer = make_trainer(args, device, kind, encoder)
+        work["training", name] = lambda trainer=trainer: epoch(trainer)
+        work["sampling", name] = sampler(trainer, args, encoder)
+        if name == "literal":
+            work["sampling", name] = lambda trainer=trainer: literal_sample(trainer.model, encoder, noise, 50)
     for turn in range(args.repeat + 1):
         for name, call in work.items():
             wait(device)
@@ -162,36 +163,46 @@ def compare(args, device):
             wait(device)
             if turn:
                 times.setdefault(name, []).append(time.perf_counter() - begin)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    rows = {}
-    for kind, unit, scale in (("training", "ms a step", 1000 / args.steps), ("sampling", "s for 10 prompts", 1)):
-        mine, theirs = medians[f"{kind}, ours"], medians[f"{kind}, literal"]
-        rows[f"{kind}, literal"] = f"{theirs * scale:,.2f} {unit}; ours {mine * scale:,.2f}: {theirs / mine:.1f}x"
+    medians, rows = {name: statistics.median(values) for name, values in times.items()}, {}
+    for what, unit, scale in (("training", "ms a step", 1000 / args.steps), ("sampling", "s for 10 prompts", 1)):
+        for name in ways:
+            median = medians[what, name]
+            rows[f"{what}, {name}"] = f"{median * scale:,.2f} {unit}: {medians[what, 'literal'] / median:.1f}x"
     return rows
 
 
 GROWTH = {
-    "batch": [(f"batch {n}", n, {}, 7) for n in (16, 64, 128, 256, 512)],
-    "image": [(f"{n}x{n}, N = {n * n // 16}", 16, {"img_size": n}, 7) for n in (16, 32, 64)],
-    "depth": [(f"{n} blocks", 64, {"depth": n}, 7) for n in (3, 6, 12)],
-    "width": [(f"embed_dim {n}", 64, {"embed_dim": n}, 7) for n in (128, 256, 512)],
-    "tokens": [(f"{n} tokens", 64, {}, n) for n in (7, 20, 77)],
+    "batch": [(n, n, {}, 7) for n in (16, 32, 64, 128, 256, 512)],
+    "image side, batch 16": [(n, 16, {"img_size": n}, 7) for n in (16, 32, 64)],
+    "blocks, batch 64": [(n, 64, {"depth": n}, 7) for n in (3, 6, 12)],
+    "embed_dim, batch 64": [(n, 64, {"embed_dim": n}, 7) for n in (128, 256, 512)],
+    "tokens, batch 64": [(n, 64, {}, n) for n in (7, 20, 77)],
 }
 
 
+def step_cost(args, device, batch, sizes, tokens):
+    """-> (ms a step, GFLOP a step, peak memory in MiB) of training; run in a process of its own for the memory's sake."""
+    args.batch_size, args.steps = batch, 3
+    trainer = make_trainer(args, device, encoder=Tokens(tokens), **sizes)
+    step = seconds(lambda: epoch(trainer), device, args.repeat) / args.steps
+    peak = memory(device)
+    images, labels = next(iter(trainer.dataloader))
+    with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
+        trainer.train_step(images, trainer.caption_fn(labels))
+    return 1000 * step, counter.get_total_flops() / 1e9, peak / 2**20
+
+
 def grow(args, device):
-    """A table of how the time of a training step grows, one size changed at a time."""
+    """Print how the cost of a training step grows, one size changed at a time -> {size: [(n, batch, ms, GFLOP, MiB)]}."""
+    table, fresh = {}, multiprocessing.get_context("spawn")
     for name, cases in GROWTH.items():
-        print(f"\n| {name} | ms a step | ms an image | GFLOP a step |\n|---|---|---|---|")
-        for label, batch, sizes, tokens in cases:
-            args.batch_size, args.steps = batch, 3
-            trainer = make_trainer(args, device, encoder=Tokens(tokens), **sizes)
-            images, labels = next(iter(trainer.dataloader))
-            with FlopCounterMode(display=False) as counter:
-                trainer.train_step(images, trainer.caption_fn(labels))
-            step = seconds(lambda trainer=trainer: epoch(trainer), device, args.repeat) / args.steps
-            flops = counter.get_total_flops() / 1e9
-            print(f"| {label} | {1000 * step:,.0f} | {1000 * step / batch:.1f} | {flops:,.0f} |", flush=True)
+        print(f"\n| {name} | ms a step | ms an image | GFLOP a step | peak memory, MiB |\n|---|---|---|---|---|")
+        for n, batch, sizes, tokens in cases:
+            with ProcessPoolExecutor(1, fresh) as pool:
+                ms, flop, mib = pool.submit(step_cost, args, device, batch, sizes, tokens).result()
+            print(f"| {n} | {ms:,.0f} | {ms / batch:.1f} | {flop:,.0f} | {mib:,.0f} |", flush=True)
+            table.setdefault(name, []).append((n, batch, ms, flop, mib))
+    return table
 
 
 def parse_args():
@@ -217,7 +228,8 @@ def main():
     how = f"{torch.get_num_threads()} threads, {'bf16' if bf16 else 'fp32'}, {'' if args.compile else 'not '}compiled"
     print(f"{device} ({name}), torch {torch.__version__}, {how}")
     if args.grow:
-        return grow(args, device)
+        grow(args, device)
+        return
     for what, figure in (measure(args, device) | (compare(args, device) if args.literal else {})).items():
         print(f"{what:<26}{figure}")
 

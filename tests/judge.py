@@ -1,69 +1,180 @@
-"""Are the digits that the demo draws the ones that its prompts name? python tests/judge.py runs/demo/checkpoint.pt
+"""How well are prompts kept, and how close do the pictures come? python tests/judge.py runs/demo/checkpoint.pt
 
-The judge is a support vector machine that has learned from half of scikit-learn's real digits; its score on the other
-half is printed first. The control shuffles the prompts: a judge that is not fooled says about 10%.
+The judge is a small CNN that learns the real training images of the run; its score on real test images is printed first. Then
+it looks at drawn images: which share does it give to the class of the prompt (the control: with the prompts shuffled)? And
+how far are they from the real test images: the Fréchet distance of Heusel et al. 2017, in the features of this CNN (the
+floor: as many real training images)? The rows are added to judge.csv in the run folder, and the CNN is kept there.
 """
 
-import argparse
+import csv
 import sys
+import time
 import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from sklearn.svm import SVC
+from torch import nn
+from torchvision.datasets import CIFAR10
+from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import flowclip
+import train
+from sample import Parser, number, run_script
+
+COLUMNS = ("step", "cfg", "steps", "solver", "n", "seed", "kept", "control", "frechet", "floor", "seconds")
 
 
-def fit_judge():
-    """-> (the machine, its accuracy on the real digits that it has not seen)."""
-    digits = load_digits()
-    train, test, y_train, y_test = train_test_split(digits.data / 16, digits.target, test_size=0.5, random_state=0)
-    judge = SVC(C=10, gamma=0.05).fit(train, y_train)
-    return judge, judge.score(test, y_test)
+def load_real(data, size):
+    """-> (images uint8 [N, C, H, W], labels [N]) to learn from, the same to be tried on, the captions: of a run's --data."""
+    images, labels, captions = train.load_data(data, size)
+    if data == "digits":  # the run has seen all of them; the judge keeps half to be tried on
+        learn, held = train_test_split(torch.arange(len(images)), test_size=0.5, random_state=0)
+        return (images[learn], labels[learn]), (images[held], labels[held]), captions
+    if data == "cifar10":
+        cifar = CIFAR10(root="data", train=False)
+        return (images, labels), (torch.from_numpy(cifar.data).permute(0, 3, 1, 2), torch.tensor(cifar.targets)), captions
+    *test, test_captions = train.load_data(str(Path(data).parent / "test"), size)
+    if captions != test_captions:
+        raise ValueError(f"{data} and the folder test beside it have other captions")
+    return (images, labels), test, captions
 
 
-def judge_checkpoint(path, count=200, cfg=3.0, steps=50, seed=0):
-    """-> dict of accuracies in [0, 1]: real (held-out digits), drawn (prompt kept), control (prompts shuffled)."""
-    judge, real = fit_judge()
-    device = flowclip.get_device()
-    model, meta = flowclip.load_checkpoint(path, device)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the tower is untrained
-        encoder = flowclip.CLIPTextEncoder(meta["clip"], meta["clip_weights"], device)
-    names = np.arange(count) % 10
-    rand = torch.Generator().manual_seed(seed)
-    with flowclip.autocast(device):
-        x = flowclip.sample_text_conditional(
-            model, encoder, [meta["captions"][n] for n in names], meta["image_shape"], steps, cfg, generator=rand
-        )
-    seen = judge.predict(flowclip.denormalize_images(x).flatten(1).cpu().numpy() / 255)
-    shuffled = np.random.default_rng(seed).permutation(names)
-    return {"real": real, "drawn": float((seen == names).mean()), "control": float((seen == shuffled).mean())}
+class Judge(nn.Module):
+    """A CNN of five layers: images [B, C, H, W] in [-1, 1] -> scores [B, classes]; `features` gives [B, 128]."""
+
+    def __init__(self, channels, classes):
+        super().__init__()
+        sizes = [(channels, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1)]
+        layers = [(nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU()) for i, o, stride in sizes]
+        self.features = nn.Sequential(*(part for layer in layers for part in layer), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(128, classes)
+
+    def forward(self, x):
+        return self.head(self.features(x))
+
+    @torch.no_grad()
+    def look(self, images):
+        """uint8 images [N, C, H, W] -> (classes [N], features [N, 128] float64), on the CPU."""
+        device = self.head.weight.device
+        features = torch.cat([self.features(flowclip.normalize_images(part.to(device))) for part in images.split(500)])
+        return self.head(features).argmax(dim=1).cpu(), features.double().cpu()
+
+
+def fit_judge(images, labels, classes, device, mirror, seed=0):
+    """-> a Judge that has learned from 3,000 batches of 128 (100 epochs, if these are fewer), shifted and perhaps mirrored."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        judge, size = Judge(images.shape[1], classes).to(device).train(), images.shape[-1]
+        batches = train.Batches(images, labels, min(128, len(images)), seed)
+        steps = min(3000, 100 * len(batches))
+        optimizer = torch.optim.AdamW(judge.parameters(), lr=5e-3, weight_decay=0.05)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, steps)
+        move = v2.Compose([v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip(0.5 if mirror else 0)])
+        for step in range(steps):
+            if step % len(batches) == 0:
+                batches.epoch, batch = step // len(batches), iter(batches)
+            x, y = next(batch)
+            loss = nn.functional.cross_entropy(judge(move(x).to(device)), y.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        return judge.eval()
+
+
+def frechet_distance(a, b):
+    """|mean_a - mean_b|^2 + trace(C_a + C_b - 2 (C_a C_b)^(1/2)) of features [N, D], float64: between their Gaussians."""
+    C_a, C_b = a.T.cov(), b.T.cov()
+    root = torch.linalg.eigvals(C_a @ C_b).real.clamp(min=0).sqrt().sum()
+    return float((a.mean(dim=0) - b.mean(dim=0)).square().sum() + C_a.trace() + C_b.trace() - 2 * root)
+
+
+class Court:
+    """Everything that judges the run of one checkpoint: the real images, the CNN, the model."""
+
+    def __init__(self, path, device=None):
+        self.device = torch.device(device or flowclip.get_device())
+        self.model, self.meta = flowclip.load_checkpoint(path, self.device)
+        data = torch.load(path, map_location="cpu", weights_only=True)["training"]["run"]["data"]
+        learn, (self.real, labels), self.captions = load_real(data, self.meta["image_shape"][-1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the tower is untrained
+            self.encoder = flowclip.CLIPTextEncoder(self.meta["clip"], self.meta["clip_weights"], self.device)
+        kept = Path(path).with_name("judge.pt")
+        state = torch.load(kept, weights_only=True) if kept.exists() else {}
+        if state.get("learned from") == (data, len(learn[0])):
+            self.judge = Judge(self.real.shape[1], len(self.captions)).to(self.device).eval()
+            self.judge.load_state_dict(state["judge"])
+        else:
+            self.judge = fit_judge(*learn, len(self.captions), self.device, mirror=data != "digits")
+            torch.save({"learned from": (data, len(learn[0])), "judge": self.judge.state_dict()}, kept)
+        seen, self.features = self.judge.look(self.real)
+        self.accuracy = float((seen == labels).double().mean())
+        self.learn = learn[0][torch.randperm(len(learn[0]), generator=torch.Generator().manual_seed(0))]
+
+    def draw(self, count, cfg, steps, solver, seed):
+        """-> (images uint8 [count, C, H, W], the classes of their prompts), in batches of 100."""
+        classes, rand = torch.arange(count) % len(self.captions), torch.Generator().manual_seed(seed)
+        images = []
+        for part in classes.split(100):
+            with flowclip.autocast(self.device):
+                x = flowclip.sample_text_conditional(
+                    self.model, self.encoder, [self.captions[n] for n in part], self.meta["image_shape"], steps, cfg,
+                    generator=rand, solver=solver,
+                )  # fmt: skip
+            images.append(flowclip.denormalize_images(x).cpu())
+        return torch.cat(images), classes
+
+    def hear(self, count=1000, cfg=3.0, steps=50, solver="euler", seed=0):
+        """-> a row of judge.csv: kept and control are shares in [0, 1], frechet and floor distances to the real test images."""
+        begin = time.perf_counter()
+        images, classes = self.draw(count, cfg, steps, solver, seed)
+        seconds = time.perf_counter() - begin
+        seen, features = self.judge.look(images)
+        shuffled = classes[torch.randperm(count, generator=torch.Generator().manual_seed(seed))]
+        floor = frechet_distance(self.judge.look(self.learn[:count])[1], self.features)
+        row = {"step": self.meta["step"], "cfg": cfg, "steps": steps, "solver": solver, "n": count, "seed": seed}
+        row |= {"kept": (seen == classes).double().mean().item(), "control": (seen == shuffled).double().mean().item()}
+        return row | {"frechet": frechet_distance(features, self.features), "floor": floor, "seconds": round(seconds, 1)}
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--n", type=int, default=200, help="draws (200)")
-    parser.add_argument("--cfg", type=float, nargs="+", default=[3.0], help="guidance scales (3)")
-    parser.add_argument("--steps", type=int, default=50, help="Euler steps (50)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--at-least", type=float, default=0.0, help="exit with status 1 if fewer prompts are kept")
+    parser = Parser(description="How well does a run keep its prompts, and how close to real images does it come?")
+    add = parser.add_argument
+    add("checkpoint", type=Path)
+    add("--n", type=number(int, 2), default=1000, metavar="N", help="draws (1,000)")
+    add("--cfg", type=float, nargs="+", default=[3.0], metavar="W", help="guidance scales (3)")
+    add("--steps", type=number(int, 1), nargs="+", default=[50], metavar="N", help="solver steps (50)")
+    add("--solver", choices=["euler", "heun"], default="euler", help="(euler)")
+    add("--seed", type=int, default=0, metavar="N", help="of the noise (0)")
+    add("--at-least", type=number(float, 0, 1), default=0, metavar="P", help="exit with status 1 if fewer prompts are kept")
     return parser.parse_args()
 
 
-if __name__ == "__main__":
+def main():
     args = parse_args()
-    for cfg in args.cfg:
-        result = judge_checkpoint(args.checkpoint, args.n, cfg, args.steps, args.seed)
+    court = Court(args.checkpoint)
+    print(f"the judge knows {court.accuracy:.1%} of {len(court.real):,} real test images")
+    for cfg, steps in ((cfg, steps) for cfg in args.cfg for steps in args.steps):
+        row = court.hear(args.n, cfg, steps, args.solver, args.seed)
         print(
-            f"w = {cfg:g}: {result['drawn']:.1%} of {args.n} draws are the digit of their prompt "
-            f"(shuffled prompts {result['control']:.1%}; the judge knows {result['real']:.1%} of held-out real digits)"
+            f"w = {cfg:g}, {steps} {args.solver} steps: {row['kept']:.1%} of {args.n} draws are what their prompt names "
+            f"(prompts shuffled {row['control']:.1%}), Fréchet distance {row['frechet']:.2f} (floor {row['floor']:.2f}), "
+            f"{row['seconds']:.0f} s",
+            flush=True,
         )
-        if result["drawn"] < args.at_least:
+        path = args.checkpoint.with_name("judge.csv")
+        new = not path.exists()
+        with open(path, "a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        if row["kept"] < args.at_least:
             sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_script(main, "--data digits needs nothing")

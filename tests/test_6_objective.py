@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowclip
 import train
@@ -177,6 +179,40 @@ def test_clip_meets_each_caption_once(make_model):
     assert torch.equal(trainer.text_encoder.table, table)
     for caption, Z, mask in zip(["", *CAPTIONS], *draw.StandIn()(["", *CAPTIONS])):
         assert torch.equal(trainer.texts[caption], Z[mask]), caption
+
+
+@pytest.mark.spec("TRAIN-3")
+@given(st.lists(st.sampled_from(CAPTIONS), min_size=1, max_size=6))
+def test_each_row_gets_the_vectors_of_its_caption(make_model, captions):
+    """Distinct texts are padded once and then spread over the batch; no longer than the longest of them."""
+    trainer = make_trainer(make_model)
+    context, mask, null_context, null_mask = trainer.context_of(captions)
+    texts = [trainer.texts[caption] for caption in [*captions, ""]]
+    assert context.shape[:2] == mask.shape == (len(captions), max(map(len, texts)))
+    assert null_context.shape[0] == null_mask.shape[0] == 1
+    for Z, real, text in zip([*context, *null_context], [*mask, *null_mask], texts):
+        assert torch.equal(Z[real], text) and real.tolist() == sorted(real.tolist(), reverse=True)
+
+
+def test_a_step_never_waits_for_the_device(make_model, monkeypatch):
+    """On a GPU, reading a number there makes the CPU wait; a step, with the fetching of its batch, reads none."""
+    monkeypatch.setattr(flowclip, "check", lambda *args, **kwargs: None)  # it looks at values on a CPU alone
+    trainer = make_trainer(make_model)
+    trainer.dataloader = train.Batches(torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8), torch.zeros(8).long(), 4)
+    reads = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            if op.name() in ("aten::_local_scalar_dense", "aten::nonzero"):
+                reads.append(op.name())
+            return op(*args, **(kwargs or {}))
+
+    with Watch():
+        for images, labels in trainer.dataloader:
+            trainer.train_step(images, [CAPTIONS[0]] * len(labels))
+        assert reads == [] and trainer.step == 2
+        trainer.epoch_loss.item()
+    assert reads == ["aten::_local_scalar_dense"], "the watch works"
 
 
 @pytest.mark.spec("TRAIN-4")

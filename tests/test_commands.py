@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 import urllib.error
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -172,7 +173,7 @@ def test_mistakes_end_in_one_line(command, tmp_path):
 
 def test_options_reach_the_trainer(command, monkeypatch):
     compiled, real, drawn = [], flowclip.flow_matching_loss, []
-    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    monkeypatch.setattr(flowclip.DiTBlock, "compile", lambda block: compiled.append(block))
     seen = []
     monkeypatch.setattr(
         flowclip, "flow_matching_loss", lambda *a, **k: seen.append(torch.is_autocast_enabled("cpu")) or real(*a, **k)
@@ -180,10 +181,39 @@ def test_options_reach_the_trainer(command, monkeypatch):
     monkeypatch.setattr(train, "draw_samples", lambda path, trainer, captions: drawn.append(trainer.epoch))
     options = ["--device", "cpu", "--batch-size", 600, "--epochs", 3, "--sample-every", 2]
     status, out, _ = command(train, "--demo", *TINY, *options, "--precision", "bf16", "--compile")
-    assert status == 0 and "cpu, bf16" in out and len(compiled) == 1 and all(seen) and drawn == [2, 3]
+    assert status == 0 and "cpu, bf16" in out and len(compiled) == 1 and all(seen) and drawn == [2, 3]  # TINY has one block
     seen.clear()
     status, out, _ = command(train, "--demo", *TINY, "--device", "cpu", "--max-steps", 1, "--precision", "fp32", "--overwrite")
     assert status == 0 and "cpu, fp32" in out and not any(seen) and len(compiled) == 1
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(not sample.can_compile(torch.device("cpu")), reason="no C++ compiler here")
+def test_compiled_and_not_are_the_same(command):
+    """The same losses and pictures, and --attention, which hooks cannot record from compiled blocks, is drawn."""
+    losses, images = [], []
+    for way in ("--no-compile", "--compile"):
+        options = ["--demo", *TINY, "--epochs", 1, "--batch-size", 600, "--ema", 0, "--lr", 1e-2, "--out", way[2:], way]
+        assert command(train, *options)[0] == 0
+        losses.append(torch.load(f"{way[2:]}/checkpoint.pt", weights_only=True)["meta"]["losses"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5) and losses[0][0] > 0
+    for out, way in ((Path("eager"), []), (Path("compiled"), ["--compile"])):
+        options = ["a photo of a three", "--steps", 3, "--checkpoint", "compile/checkpoint.pt", "--save-dir", out / "each"]
+        status, _, err = command(sample, *options, *way, "--attention", out / "attention.png")
+        assert status == 0, err
+        images.append([np.asarray(Image.open(path)) for path in sorted(out.rglob("*.png"))])
+    assert [len(each) for each in images] == [2, 2]
+    for eager, compiled in zip(*images):
+        assert eager.std() > 0 and abs(eager.astype(int) - compiled).max() <= 1
+
+
+def test_compile_without_a_compiler_is_refused(command, monkeypatch):
+    monkeypatch.setattr(sample.shutil, "which", lambda name: None)
+    one_line(command(train, "--demo", *TINY, "--compile"), "--compile: no C++ compiler is here")
+    assert not sample.can_compile(torch.device("cpu"))
+    monkeypatch.setattr(sample.shutil, "which", lambda name: "/usr/bin/g++")
+    monkeypatch.setattr(sample.importlib.util, "find_spec", lambda name: None)
+    assert sample.can_compile(torch.device("cpu")) and not sample.can_compile(torch.device("cuda")), "no Triton"
 
 
 def test_a_wide_request_shows_some_draws_of_each_scale(command, monkeypatch, tmp_path):

@@ -1,0 +1,364 @@
+"""The pictures of the chapters: python docs/figures.py NAME ... --checkpoint runs/cifar10/checkpoint.pt
+
+A function a figure; each writes docs/NAME.png from one checkpoint (`cosines`, `waves` and `growth` need none).
+"""
+
+import csv
+import math
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from einops import rearrange
+from matplotlib.figure import Figure
+
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent))
+import flowclip  # noqa: E402
+import sample  # noqa: E402
+import train  # noqa: E402
+from tests import benchmark  # noqa: E402
+
+PROMPTS = flowclip.make_captions(flowclip.CIFAR10_CLASSES)
+SHAPE, W = (3, 32, 32), 3.0
+
+
+class Artist:
+    """The model of a checkpoint, its text encoder, and the velocity of a prompt."""
+
+    def __init__(self, path):
+        self.model, self.encoder, self.meta = sample.load(path)
+        self.device, self.folder = next(self.model.parameters()).device, Path(path).parent
+        self.shape = self.meta["image_shape"]
+        self.run = torch.load(path, map_location="cpu", weights_only=True)["training"]["run"]
+
+    def noise(self, count, seed=0):
+        return torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(seed))
+
+    def draw(self, prompts, noise, cfg=W, **options):
+        """-> uint8 images [B, C, H, W]."""
+        with flowclip.autocast(self.device):
+            x = flowclip.sample_text_conditional(
+                self.model, self.encoder, prompts, self.shape, cfg_scale=cfg, noise=noise, **options
+            )
+        return flowclip.denormalize_images(x).cpu()
+
+    @torch.no_grad()
+    def walk(self, prompts, noise, steps=50, cfg=W, callback=None):
+        """integrate() with a callback(n, t, x), as sample_text_conditional does it."""
+        Z, mask = flowclip.trim_context(*self.encoder([*prompts, ""]))
+
+        def velocity(x, t):
+            return flowclip.cfg_velocity(self.model, x, t, Z[:-1], mask[:-1], Z[-1:], mask[-1:], cfg)
+
+        call = callback and (lambda n, t, x: callback(n, t, x, velocity))
+        return flowclip.integrate(velocity, noise.to(self.device), steps, callback=call)
+
+
+def show(axis, image, title=""):
+    """One uint8 image [C, H, W], every pixel a square."""
+    axis.imshow(rearrange(image.cpu().expand(3, -1, -1), "c h w -> h w c").numpy(), interpolation="nearest")
+    axis.set_title(title, fontsize=8)
+
+
+def grid(rows, columns, width=1.1, height=1.25, left=1.0):
+    figure = Figure(figsize=(width * columns + left, height * rows), dpi=110, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    return figure, axes
+
+
+def name_rows(axes, names):
+    for axis, name in zip(axes[:, 0], names):
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+
+
+# ---- Chapter 1 ----
+# Between projected pooled vectors of the real ViT-B/32, "a airplane", "a car", "a bird" ... "a truck"; from the embeddings that
+# facebookresearch/Detic publishes.
+REAL = """
+1.00 .88 .88 .85 .81 .86 .82 .86 .87 .86
+.88 1.00 .88 .90 .83 .90 .84 .88 .88 .93
+.88 .88 1.00 .91 .87 .91 .88 .90 .87 .87
+.85 .90 .91 1.00 .87 .94 .86 .90 .86 .86
+.81 .83 .87 .87 1.00 .88 .83 .89 .81 .83
+.86 .90 .91 .94 .88 1.00 .88 .92 .87 .88
+.82 .84 .88 .86 .83 .88 1.00 .85 .82 .83
+.86 .88 .90 .90 .89 .92 .85 1.00 .86 .88
+.87 .88 .87 .86 .81 .87 .82 .86 1.00 .88
+.86 .93 .87 .86 .83 .88 .83 .88 .88 1.00
+"""
+
+
+def cosines(_):
+    """Which prompts does the text tower hold for similar? Untrained (computed here) beside the real ViT-B/32 (published)."""
+    encoder = flowclip.CLIPTextEncoder(pretrained="untrained")
+    pooled = torch.nn.functional.normalize(encoder.encode(PROMPTS, return_pooled=True)[1], dim=-1)
+    real = np.array(REAL.split(), dtype=float).reshape(10, 10)
+    figure = Figure(figsize=(9.5, 4.6), dpi=110, layout="constrained")
+    tables = {"untrained tower": (pooled @ pooled.T).numpy(), "OpenAI's ViT-B/32": real}
+    for axis, (title, table) in zip(figure.subplots(1, 2), tables.items()):
+        off = table[~np.eye(10, dtype=bool)]
+        image = axis.imshow(np.where(np.eye(10), np.nan, table), cmap="viridis", vmin=off.min(), vmax=off.max())
+        names = [name[:10] for name in flowclip.CIFAR10_CLASSES]
+        axis.set_xticks(range(10), names, rotation=60, ha="right", fontsize=8)
+        axis.set_yticks(range(10), names, fontsize=8)
+        axis.set_title(f"{title}: {off.min():.2f} to {off.max():.2f}", fontsize=10)
+        figure.colorbar(image, ax=axis, shrink=0.8)
+    return figure
+
+
+# ---- Chapter 2 ----
+def attention(artist):
+    """Where each token is looked at, early, in the middle and late: cross-attention, a mean over heads, blocks and steps."""
+    prompt, steps, maps, seen = "a photo of a horse", 50, [], []
+
+    def record(module, inputs):
+        maps.append(module.attention_weights(*(tensor[:1] for tensor in inputs)).mean(dim=(0, 1)).cpu())  # [N, M]
+
+    hooks = [block.cross_attn.register_forward_pre_hook(record) for block in artist.model.blocks]
+    artist.walk([prompt], artist.noise(1, 3), steps, callback=lambda n, t, x, _: seen.append(x[0].cpu()))
+    for hook in hooks:
+        hook.remove()
+    weights = rearrange(torch.stack(maps), "(step block) n m -> step block n m", step=steps).mean(dim=1)
+    words = artist.encoder.tokens(prompt)
+    parts = {"early, t > 0.7": slice(0, 15), "t from 0.3 to 0.7": slice(15, 35), "late, t < 0.3": slice(35, 50)}
+    figure, axes = grid(3, 1 + len(words))
+    for row, part in zip(axes, parts.values()):
+        show(row[0], flowclip.denormalize_images(seen[part.stop - 1]), f"x at t = {1 - part.stop / steps:.1f}")
+        mean = weights[part].mean(dim=0)[:, : len(words)]
+        side = math.isqrt(len(mean))
+        for axis, word, column in zip(row[1:], words, mean.T):
+            axis.imshow(column.view(side, side), cmap="inferno", vmin=0, vmax=mean.max())
+            axis.set_title(f"{word}  {column.mean():.0%}", fontsize=8)
+    name_rows(axes, parts)
+    return figure
+
+
+# ---- Chapter 3 ----
+def waves(_):
+    """Why times are multiplied by 1000, and how alike the position vectors of two patches are."""
+    t = torch.linspace(0, 1, 200)
+    figure = Figure(figsize=(10, 3.2), dpi=110, layout="constrained")
+    axes = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
+    tables = {"waves(1000 t): what the model is told": 1000 * t, "waves(t): nearly constant": t}
+    for axis, (title, values) in zip(axes, tables.items()):
+        axis.imshow(flowclip.sinusoids(values, 256).T, aspect="auto", cmap="RdBu", vmin=-1, vmax=1, extent=(0, 1, 256, 0))
+        axis.set_title(title, fontsize=10)
+        axis.set(xlabel="t", ylabel="feature")
+    place = flowclip.position_embedding_2d(256, 8)
+    alike = torch.nn.functional.cosine_similarity(place[8 * 2 + 5][None], place, dim=-1)
+    image = axes[2].imshow(alike.view(8, 8), cmap="viridis")
+    axes[2].set_title("cosine to the patch in row 2, column 5", fontsize=10)
+    figure.colorbar(image, ax=axes[2], shrink=0.8)
+    return figure
+
+
+# ---- Chapter 4 ----
+def data(artist):
+    """What is learned from: six training images of each caption."""
+    images, labels, captions = train.load_data(artist.run["data"])
+    figure, axes = grid(6, len(captions), width=0.8, height=0.8, left=0)
+    for label, (caption, column) in enumerate(zip(captions, axes.T)):
+        for axis, image in zip(column, images[labels == label]):
+            show(axis, image, caption.removeprefix("a photo of ") if axis is column[0] else "")
+    return figure
+
+
+# ---- Chapter 5 ----
+def sweep(artist):
+    """The same noise at seven guidance scales."""
+    prompts, scales = [PROMPTS[n] for n in (1, 4, 7, 8)], [0, 1, 3, 5, 7.5, 10, 15]
+    figure, axes = grid(len(prompts), len(scales))
+    for cfg, column in zip(scales, axes.T):
+        for axis, image in zip(column, artist.draw(prompts, artist.noise(1, 1).expand(len(prompts), -1, -1, -1), cfg)):
+            show(axis, image, f"w = {cfg:g}" if axis in axes[0] else "")
+    name_rows(axes, prompts)
+    return figure
+
+
+def guidance(artist):
+    """What guidance buys and costs: prompts kept and Fréchet distance against w, from judge.csv of the run."""
+    with open(artist.folder / "judge.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["solver"] == "euler" and row["steps"] == "50"]
+    w, kept, frechet = (np.array([float(row[name]) for row in rows]) for name in ("cfg", "kept", "frechet"))
+    order = np.argsort(w)
+    figure = Figure(figsize=(8, 3.2), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(w[order], 100 * kept[order], "o-")
+    left.axhline(10, color="0.7", linestyle=":")
+    left.set(xlabel="guidance scale w", ylabel="prompts kept, %", ylim=(0, 100))
+    right.plot(w[order], frechet[order], "o-", color="C1")
+    right.axhline(float(rows[0]["floor"]), color="0.7", linestyle=":")
+    right.set(xlabel="guidance scale w", ylabel="Fréchet distance to real images", ylim=(0, None))
+    return figure
+
+
+# ---- Chapter 6 ----
+def lines(artist):
+    """One training pair: the image and the noise, the points between them, and the velocity, which is the same everywhere."""
+    images, _, _ = train.load_data(artist.run["data"])
+    x0, x1 = flowclip.normalize_images(images[4:5]), artist.noise(1)
+    figure, axes = grid(1, 8)
+    for axis, t in zip(axes[0], (0, 0.1, 0.3, 0.5, 0.7, 0.9, 1)):
+        show(axis, flowclip.denormalize_images(flowclip.interpolate(x0, x1, torch.tensor([t]))[0])[0], f"t = {t:g}")
+    axes[0, 0].set_title("$x_0$: t = 0", fontsize=8)
+    axes[0, 6].set_title("$x_1$: t = 1", fontsize=8)
+    show(axes[0, 7], flowclip.denormalize_images((x1 - x0) / 2)[0], "v / 2")
+    return figure
+
+
+ORIGINAL = dict(enumerate([0.5415, 0.2999, 0.2795, 0.2669, 0.2573, 0.2499, 0.2462, 0.2407, 0.2365, 0.2327], 1))
+ORIGINAL |= {20: 0.2079, 30: 0.1997}  # the notebook's, on torchvision's CIFAR-10 with OpenAI's text weights
+
+
+def losses(artist):
+    """The mean loss of each epoch beside the original notebook's."""
+    figure = Figure(figsize=(6.5, 3.6), dpi=110, layout="constrained")
+    axis, ours = figure.subplots(), artist.meta["losses"]
+    axis.plot(ORIGINAL.keys(), ORIGINAL.values(), "s", color="0.6", label="original notebook (other pixels, OpenAI's text)")
+    axis.plot(range(1, len(ours) + 1), ours, "o-", label="this run (JPEG copy, untrained text tower)")
+    axis.set(xlabel="epoch", ylabel="mean flow-matching loss")
+    axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+# ---- Chapter 7 ----
+def path(artist):
+    """From noise to picture: the state x, and below it where the model thinks that it is going, x - t v."""
+    prompt, frames = "a photo of a ship", []
+
+    def keep(n, t, x, velocity):
+        if n % 5 == 0:
+            frames.append((t, x[0], (x - t * velocity(x, x.new_full((1,), t)))[0]))
+
+    artist.walk([prompt], artist.noise(1, 5), callback=keep)
+    figure, axes = grid(2, len(frames))
+    for column, (t, x, guess) in zip(axes.T, frames):
+        show(column[0], flowclip.denormalize_images(x), f"t = {t:.1f}")
+        show(column[1], flowclip.denormalize_images(guess))
+    name_rows(axes, ["state x", "guess x - t v"])
+    return figure
+
+
+def solvers(artist):
+    """Euler against Heun at an equal number of evaluations: pictures, and the distance from the limit."""
+    prompts, evaluations = [PROMPTS[n] for n in (1, 4, 7, 8)], [4, 8, 16, 32, 64]
+    noise = artist.noise(len(prompts), 2)
+
+    def run(solver, count):
+        steps = count if solver == "euler" else count // 2
+        with flowclip.autocast(artist.device):
+            return flowclip.sample_text_conditional(
+                artist.model, artist.encoder, prompts, artist.shape, steps, W, noise=noise, solver=solver
+            )
+
+    limit = run("heun", 400)
+    figure = Figure(figsize=(10, 3.4), dpi=110, layout="constrained")
+    pictures, plot = figure.subfigures(1, 2, width_ratios=(1.5, 1))
+    axes, axis = pictures.subplots(2, 1 + len(evaluations)), plot.subplots()
+    for row, solver in zip(axes, ("euler", "heun")):
+        results = [run(solver, count) for count in evaluations]
+        for cell, x, title in zip(row, [*results, limit], [*evaluations, "limit"]):
+            show(cell, flowclip.denormalize_images(x[2]), str(title))
+            cell.set(xticks=[], yticks=[])
+        distance = [(x - limit).square().mean().sqrt().item() for x in results]
+        axis.loglog(evaluations, distance, "o-", label=solver)
+    name_rows(axes, ["Euler", "Heun"])
+    axis.set(xlabel="evaluations of the model", ylabel="RMS distance from the limit")
+    axis.set_xticks(evaluations, evaluations)
+    axis.minorticks_off()
+    axis.legend(frameon=False)
+    return figure
+
+
+# ---- README ----
+def prompts(artist):
+    """Ten prompts, four draws each."""
+    names, draws = artist.meta["captions"], 4
+    figure, axes = grid(draws, len(names), left=0)
+    images = artist.draw([name for name in names for _ in range(draws)], artist.noise(draws).repeat(len(names), 1, 1, 1))
+    for column, name, part in zip(axes.T, names, images.split(draws)):
+        for axis, image in zip(column, part):
+            show(axis, image, name.removeprefix("a photo of ") if axis is column[0] else "")
+    return figure
+
+
+def compositions(artist):
+    """Prompts that no training caption holds: each half is known, the whole is not."""
+    asked = [
+        "a photo of a cat on a ship", "a photo of a ship", "a photo of a cat", "a photo of a red bird", "a photo of a bird",
+        "two horses",
+    ]  # fmt: skip
+    figure, axes = grid(len(asked), 5, left=1.6)
+    for row, prompt in zip(axes, asked):
+        for axis, image in zip(row, artist.draw([prompt] * 5, artist.noise(5))):
+            show(axis, image)
+    name_rows(axes, asked)
+    return figure
+
+
+def growth(_):
+    """How the cost of a training step grows; measures for some minutes."""
+    args = SimpleNamespace(precision="auto", compile=False, repeat=3)
+    table = benchmark.grow(args, flowclip.get_device())
+    figure = Figure(figsize=(11, 2.8), dpi=110, layout="constrained")
+    for axis, (name, rows) in zip(figure.subplots(1, len(table)), table.items()):
+        n, batch, ms, flop, _ = map(np.array, zip(*rows))
+        axis.loglog(n, ms, "o-", label="ms a step")
+        axis.loglog(n, flop * ms[0] / flop[0], ":", color="0.6", label="arithmetic alone")
+        axis.set_xlabel(name)
+        axis.set_xticks(n, n)
+        axis.minorticks_off()
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+FIGURES = {
+    figure.__name__: figure
+    for figure in (
+        cosines,
+        attention,
+        waves,
+        data,
+        lines,
+        sweep,
+        guidance,
+        losses,
+        path,
+        solvers,
+        prompts,
+        compositions,
+        growth,
+    )
+}
+
+
+def main():
+    args = parse_args()
+    artist = None
+    for name in args.names:
+        if artist is None and name not in ("cosines", "waves", "growth"):
+            artist = Artist(args.checkpoint)
+        figure = FIGURES[name](artist)
+        figure.savefig(args.out / f"{name}.png")
+        print(f"{args.out / name}.png", flush=True)
+
+
+def parse_args():
+    parser = sample.Parser(description="Draw the figures of the chapters.")
+    add = parser.add_argument
+    add("names", nargs="+", choices=FIGURES, metavar="NAME", help=", ".join(FIGURES))
+    add("--checkpoint", type=Path, default=Path("runs/cifar10/checkpoint.pt"), metavar="PATH", help="(%(default)s)")
+    add("--out", type=Path, default=DOCS, metavar="DIR", help="(docs)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    sample.run_script(main, "--checkpoint PATH")
