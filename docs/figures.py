@@ -305,7 +305,7 @@ def compositions(artist):
 
 def growth(_):
     """How the cost of a training step grows; measures for some minutes."""
-    args = SimpleNamespace(precision="auto", compile=False, repeat=3)
+    args = SimpleNamespace(precision="auto", compile=False, repeat=2)
     table = benchmark.grow(args, flowclip.get_device())
     figure = Figure(figsize=(11, 2.8), dpi=110, layout="constrained")
     for axis, (name, rows) in zip(figure.subplots(1, len(table)), table.items()):

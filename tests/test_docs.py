@@ -3,8 +3,10 @@
 import contextlib
 import io
 import re
+import runpy
 import shlex
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -105,6 +107,7 @@ def test_commands_use_flags_that_exist(path, monkeypatch, pytestconfig):
             assert given.spec in wanted and not [word for word in given.file_or_dir if word.startswith("-")], command
             continue
         modules = {"train.py": train, "sample.py": sample, "tests/judge.py": judge, "tests/benchmark.py": benchmark}
+        modules["docs/figures.py"] = SimpleNamespace(**runpy.run_path(str(ROOT / "docs/figures.py")))
         monkeypatch.setattr("sys.argv", words[1:])
         try:
             modules[words[1]].parse_args()
