@@ -114,7 +114,7 @@ def cosines(_):
 
 
 # ---- Chapter 2 ----
-def attention(artist):
+def attention_in_time(artist):
     """Where each token is looked at, early, in the middle and late: cross-attention, a mean over heads, blocks and steps."""
     prompt, steps, maps, seen = "a photo of a horse", 50, [], []
 
@@ -205,7 +205,7 @@ def lines(artist):
     images, _, _ = train.load_data(artist.run["data"])
     x0, x1 = flowclip.normalize_images(images[4:5]), artist.noise(1)
     figure, axes = grid(1, 8)
-    for axis, t in zip(axes[0], (0, 0.1, 0.3, 0.5, 0.7, 0.9, 1)):
+    for axis, t in zip(axes[0], (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)):
         show(axis, flowclip.denormalize_images(flowclip.interpolate(x0, x1, torch.tensor([t]))[0])[0], f"t = {t:g}")
     axes[0, 0].set_title("$x_0$: t = 0", fontsize=8)
     axes[0, 6].set_title("$x_1$: t = 1", fontsize=8)
@@ -323,7 +323,7 @@ FIGURES = {
     figure.__name__: figure
     for figure in (
         cosines,
-        attention,
+        attention_in_time,
         waves,
         data,
         lines,
