@@ -307,14 +307,19 @@ def growth(_):
     """How the cost of a training step grows; measures for some minutes."""
     args = SimpleNamespace(precision="auto", compile=False, repeat=2)
     table = benchmark.grow(args, flowclip.get_device())
-    figure = Figure(figsize=(11, 2.8), dpi=110, layout="constrained")
-    for axis, (name, rows) in zip(figure.subplots(1, len(table)), table.items()):
+    figure = Figure(figsize=(11, 3), dpi=110, layout="constrained")
+    panels = figure.subplots(1, len(table), sharey=True)
+    for axis, (name, rows) in zip(panels, table.items()):
         n, batch, ms, flop, _ = map(np.array, zip(*rows))
-        axis.loglog(n, ms, "o-", label="ms a step")
-        axis.loglog(n, flop * ms[0] / flop[0], ":", color="0.6", label="arithmetic alone")
+        axis.loglog(n, ms, "o-", label="measured")
+        axis.loglog(n, flop * ms[-1] / flop[-1], ":", color="0.6", label="as the arithmetic grows")
         axis.set_xlabel(name)
         axis.set_xticks(n, n)
         axis.minorticks_off()
+        axis.grid(axis="y", color="0.9")
+    ticks = [100, 200, 500, 1000, 2000, 5000]
+    panels[0].set_yticks(ticks, ticks)
+    panels[0].set_ylabel("ms a training step")
     axis.legend(frameon=False, fontsize=8)
     return figure
 
