@@ -63,9 +63,9 @@ def test_mentioned_statements_exist(path):
 
 
 def split_example(path):
-    """The last section of a chapter: indented code, and after it, indented too, what it prints."""
-    lines = path.read_text().split("## Try it\n")[1].split("\n## Exercises")[0]
-    parts = [part for part in re.split(r"\n\n(?=    )", lines) if part.strip()]
+    """The experiment of a chapter: indented code, and after it, indented too, what it prints."""
+    section = path.read_text().split("## Try it\n")[1].split("\n## Exercises")[0]
+    parts = [part for part in section.strip("\n").split("\n\n") if part.startswith("    ")]
     return tuple(re.sub(r"^    ", "", part, flags=re.M) for part in ("\n\n".join(parts[:-1]), parts[-1]))
 
 
