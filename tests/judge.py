@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import flowclip
 import train
-from sample import Parser, number, run_script
+from sample import Parser, compile_blocks, number, run_script
 
 COLUMNS = ("step", "cfg", "steps", "solver", "n", "seed", "kept", "control", "frechet", "floor", "seconds")
 
@@ -94,9 +94,11 @@ def frechet_distance(a, b):
 class Court:
     """Everything that judges the run of one checkpoint: the real images, the CNN, the model."""
 
-    def __init__(self, path, device=None):
+    def __init__(self, path, device=None, compile=False):
         self.device = torch.device(device or flowclip.get_device())
         self.model, self.meta = flowclip.load_checkpoint(path, self.device)
+        if compile:
+            compile_blocks(self.model)
         data = torch.load(path, map_location="cpu", weights_only=True)["training"]["run"]["data"]
         learn, (self.real, labels), self.captions = load_real(data, self.meta["image_shape"][-1])
         with warnings.catch_warnings():
@@ -149,13 +151,14 @@ def parse_args():
     add("--steps", type=number(int, 1), nargs="+", default=[50], metavar="N", help="solver steps (50)")
     add("--solver", choices=["euler", "heun"], default="euler", help="(euler)")
     add("--seed", type=int, default=0, metavar="N", help="of the noise (0)")
+    add("--compile", action="store_true", help="torch.compile the model")
     add("--at-least", type=number(float, 0, 1), default=0, metavar="P", help="exit with status 1 if fewer prompts are kept")
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
-    court = Court(args.checkpoint)
+    court = Court(args.checkpoint, compile=args.compile)
     print(f"the judge knows {court.accuracy:.1%} of {len(court.real):,} real test images")
     for cfg, steps in ((cfg, steps) for cfg in args.cfg for steps in args.steps):
         row = court.hear(args.n, cfg, steps, args.solver, args.seed)

@@ -115,6 +115,14 @@ def test_commands_use_flags_that_exist(path, monkeypatch, pytestconfig):
             assert stop.code == 0, f"{path.name}: {command}"
 
 
+def test_the_python_of_the_closing_page_runs():
+    block = re.search(r"(?:^    .*\n)+", (ROOT / "docs/onward.md").read_text(), re.M)[0]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(textwrap.dedent(block), {})
+    assert said.getvalue() == "torch.Size([1, 4, 32, 32])\n"
+
+
 def test_the_python_of_the_readme_runs(make_model, tmp_path, monkeypatch):
     """It starts from a model, an encoder and a dataloader, which are here small ones."""
     readme = (ROOT / "README.md").read_text()
