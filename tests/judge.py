@@ -3,7 +3,8 @@
 The judge is a small CNN that learns the real training images of the run; its score on real test images is printed first. Then
 it looks at drawn images: which share does it give to the class of the prompt (the control: with the prompts shuffled)? And
 how far are they from the real test images: the Fréchet distance of Heusel et al. 2017, in the features of this CNN (the
-floor: as many real training images)? The rows are added to judge.csv in the run folder, and the CNN is kept there.
+floor: that of as many of the images it has learned from, or all if these are fewer)? The rows are added to judge.csv in the
+run folder, and the CNN is kept there.
 """
 
 import csv
@@ -26,15 +27,17 @@ from sample import Parser, compile_blocks, number, run_script
 COLUMNS = ("step", "cfg", "steps", "solver", "n", "seed", "kept", "control", "frechet", "floor", "seconds")
 
 
-def load_real(data, size):
+def load_real(data, size=None):
     """-> (images uint8 [N, C, H, W], labels [N]) to learn from, the same to be tried on, the captions: of a run's --data."""
     images, labels, captions = train.load_data(data, size)
+    size = images.shape[-1]
     if data == "digits":  # the run has seen all of them; the judge keeps half to be tried on
         learn, held = train_test_split(torch.arange(len(images)), test_size=0.5, random_state=0)
         return (images[learn], labels[learn]), (images[held], labels[held]), captions
     if data == "cifar10":
         cifar = CIFAR10(root="data", train=False)
-        return (images, labels), (torch.from_numpy(cifar.data).permute(0, 3, 1, 2), torch.tensor(cifar.targets)), captions
+        test = v2.functional.resize(torch.from_numpy(cifar.data).permute(0, 3, 1, 2), [size, size], antialias=True)
+        return (images, labels), (test, torch.tensor(cifar.targets)), captions
     *test, test_captions = train.load_data(str(Path(data).parent / "test"), size)
     if captions != test_captions:
         raise ValueError(f"{data} and the folder test beside it have other captions")
@@ -71,12 +74,14 @@ def fit_judge(images, labels, classes, device, mirror, seed=0):
         steps = min(3000, 100 * len(batches))
         optimizer = torch.optim.AdamW(judge.parameters(), lr=5e-3, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, steps)
-        move = v2.Compose([v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip(0.5 if mirror else 0)])
+        shift = v2.RandomCrop(size, padding=size // 8, padding_mode="edge")
+        move = v2.Compose([shift, v2.RandomHorizontalFlip(0.5 if mirror else 0)])
         for step in range(steps):
             if step % len(batches) == 0:
                 batches.epoch, batch = step // len(batches), iter(batches)
             x, y = next(batch)
-            loss = nn.functional.cross_entropy(judge(move(x).to(device)), y.to(device))
+            x = torch.stack([move(image) for image in x])  # each its own way
+            loss = nn.functional.cross_entropy(judge(x.to(device)), y.to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -104,14 +109,14 @@ class Court:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the tower is untrained
             self.encoder = flowclip.CLIPTextEncoder(self.meta["clip"], self.meta["clip_weights"], self.device)
-        kept = Path(path).with_name("judge.pt")
-        state = torch.load(kept, weights_only=True) if kept.exists() else {}
-        if state.get("learned from") == (data, len(learn[0])):
+        kept, lesson = Path(path).with_name("judge.pt"), [data, list(learn[0].shape), self.captions]
+        state = torch.load(kept, map_location="cpu", weights_only=True) if kept.exists() else {}
+        if state.get("lesson") == lesson:
             self.judge = Judge(self.real.shape[1], len(self.captions)).to(self.device).eval()
             self.judge.load_state_dict(state["judge"])
         else:
             self.judge = fit_judge(*learn, len(self.captions), self.device, mirror=data != "digits")
-            torch.save({"learned from": (data, len(learn[0])), "judge": self.judge.state_dict()}, kept)
+            torch.save({"lesson": lesson, "judge": self.judge.state_dict()}, kept)
         seen, self.features = self.judge.look(self.real)
         self.accuracy = float((seen == labels).double().mean())
         self.learn = learn[0][torch.randperm(len(learn[0]), generator=torch.Generator().manual_seed(0))]

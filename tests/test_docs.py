@@ -14,7 +14,7 @@ import torch
 import flowclip
 import sample
 import train
-from tests import benchmark, judge
+from tests import ablate, benchmark, judge
 from tests import strategies as draw
 from tests.conftest import CHAPTERS, NAME, ROOT, read_statements
 
@@ -107,6 +107,7 @@ def test_commands_use_flags_that_exist(path, monkeypatch, pytestconfig):
             assert given.spec in wanted and not [word for word in given.file_or_dir if word.startswith("-")], command
             continue
         modules = {"train.py": train, "sample.py": sample, "tests/judge.py": judge, "tests/benchmark.py": benchmark}
+        modules["tests/ablate.py"] = ablate
         modules["docs/figures.py"] = SimpleNamespace(**runpy.run_path(str(ROOT / "docs/figures.py")))
         monkeypatch.setattr("sys.argv", words[1:])
         try:

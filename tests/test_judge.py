@@ -4,7 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 
-from tests import judge
+import flowclip
+from tests import ablate, judge
 from tests import strategies as draw
 
 
@@ -35,5 +36,47 @@ def test_the_judge_learns_and_its_parts_fit():
 
 
 def test_the_digits_are_halved():
-    (images, labels), (held, _), captions = judge.load_real("digits", None)
+    (images, labels), (held, _), captions = judge.load_real("digits")
     assert len(images) == 898 and len(held) == 899 and len(captions) == 10 and labels.unique().tolist() == list(range(10))
+
+
+def test_images_are_mirrored_by_a_coin_each():
+    images, labels = torch.randint(0, 256, (40, 1, 4, 4), dtype=torch.uint8), torch.arange(40)
+    batches = ablate.Mirrored(images, labels, 20)
+    first, again = list(batches), list(batches)
+    mirrored = 0
+    for (x, y), (same, _) in zip(first, again):
+        plain = flowclip.normalize_images(images[y])
+        for image, before in zip(x, plain):
+            assert torch.equal(image, before) or torch.equal(image, before.flip(-1))
+            mirrored += not torch.equal(image, before)
+        assert torch.equal(x, same)
+    assert 8 < mirrored < 32
+
+
+def test_logit_normal_times_and_other_averages(make_model, monkeypatch):
+    """The logits of the times are N(0, 1); an average of a decay that binds is another one; nothing is patched for good."""
+    plain, seen = flowclip.flow_matching_loss, []
+
+    def watch(*args, t, **given):
+        seen.append(t)
+        return plain(*args, t=t, **given)
+
+    monkeypatch.setattr(flowclip, "flow_matching_loss", watch)
+    data = [(torch.randn(100, 3, 8, 8), torch.arange(100) % 2)] * 10
+    for kind in (ablate.LogitNormal, ablate.Averages):
+        trainer = kind(make_model(), draw.StandIn(), data, lambda labels: ["a", "b"] * 50, device="cpu")
+        trainer.train(10)
+    logits = torch.cat(seen[:100]).logit()
+    assert logits.mean().abs() < 0.05 and (logits.std() - 1).abs() < 0.05 and flowclip.flow_matching_loss is watch
+    assert torch.cat(seen[100:]).mean().sub(0.5).abs() < 0.02
+    own, others = trainer.ema_model.final_linear.weight, [m.final_linear.weight for m in trainer.others.values()]
+    assert torch.equal(own, others[1]) and not torch.equal(own, others[0])  # in 100 steps 0.9 binds, 0.99 does not
+
+
+def test_the_held_out_loss_is_that_of_flow_matching(make_model):
+    """A model that says 0 has E[v^2]: 1 for the noise, and the mean square of the images."""
+    images, labels = torch.full((300, 3, 8, 8), 255, dtype=torch.uint8), torch.arange(300) % 2
+    silent = lambda xt, t, context, mask: torch.zeros_like(xt)  # noqa: E731
+    loss = ablate.held_out_loss(silent, draw.StandIn(), images, labels, ["a", "b"], "cpu")
+    assert loss == pytest.approx(2, abs=0.03)
