@@ -33,7 +33,7 @@ import flowclip
 from sample import Parser, can_compile, check_place, compile_blocks, number, run_script, save_picture
 
 DEMO = {
-    "data": "digits", "clip_weights": "untrained", "out": Path("runs/demo"), "epochs": 20, "lr": 1e-3, "warmup": 100,
+    "data": "digits", "clip_weights": "untrained", "out": Path("runs/demo"), "epochs": 25, "lr": 1e-3, "warmup": 100,
     "ema": 0.99, "embed_dim": 128, "depth": 4, "heads": 4, "patch_size": 2,
 }  # fmt: skip
 PROGRESS = ("step", "epoch", "batch", "losses", "epoch_loss", "recent", "rows")  # of a trainer

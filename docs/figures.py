@@ -23,7 +23,7 @@ import train  # noqa: E402
 from tests import benchmark  # noqa: E402
 
 PROMPTS = flowclip.make_captions(flowclip.CIFAR10_CLASSES)
-W = 3.0  # the guidance scale, unless a figure says another
+W = 7.5  # the guidance scale, unless a figure says another
 
 
 class Artist:
