@@ -44,14 +44,12 @@ def test_images_are_mirrored_by_a_coin_each():
     images, labels = torch.randint(0, 256, (40, 1, 4, 4), dtype=torch.uint8), torch.arange(40)
     batches = ablate.Mirrored(images, labels, 20)
     first, again = list(batches), list(batches)
-    mirrored = 0
     for (x, y), (same, _) in zip(first, again):
-        plain = flowclip.normalize_images(images[y])
+        plain, mirrored = flowclip.normalize_images(images[y]), 0
         for image, before in zip(x, plain):
             assert torch.equal(image, before) or torch.equal(image, before.flip(-1))
             mirrored += not torch.equal(image, before)
-        assert torch.equal(x, same)
-    assert 8 < mirrored < 32
+        assert torch.equal(x, same) and 3 < mirrored < 17
 
 
 def test_logit_normal_times_and_other_averages(make_model, monkeypatch):
