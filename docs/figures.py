@@ -224,7 +224,8 @@ def losses(artist):
     figure = Figure(figsize=(6.5, 3.6), dpi=110, layout="constrained")
     axis, ours = figure.subplots(), artist.meta["losses"]
     axis.plot(ORIGINAL.keys(), ORIGINAL.values(), "s", color="0.6", label="original notebook (other pixels, OpenAI's text)")
-    axis.plot(range(1, len(ours) + 1), ours, "o-", label="this run (JPEG copy, untrained text tower)")
+    label = f"this run ({artist.run['data']}, text weights {artist.run['clip_weights']!r})"
+    axis.plot(range(1, len(ours) + 1), ours, "o-", label=label)
     axis.set(xlabel="epoch", ylabel="mean flow-matching loss")
     axis.legend(frameon=False, fontsize=9)
     return figure
