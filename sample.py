@@ -96,17 +96,23 @@ def save_picture(path, images, columns, titles=(), rows=()):
     figure.savefig(path)
 
 
-def save_attention(path, model, prompts, tokens, draw):
-    """A row a prompt: its image, then for each token where it is looked at, as bright as its brightest patch, and its share:
-    the weights A of cross-attention, a mean over heads, blocks and steps."""
-    maps, columns, cells, titles = [], 1 + max(map(len, tokens)), [], []
+def record_attention(model, count):
+    """-> a list to which each cross-attention adds its A for the first `count` images, a mean over heads: [count, N, M]."""
+    maps = []
 
     def record(attention, inputs):
-        maps.append(attention.attention_weights(*(tensor[: len(prompts)] for tensor in inputs)).float().mean(dim=1).cpu())
+        maps.append(attention.attention_weights(*(tensor[:count] for tensor in inputs)).float().mean(dim=1).cpu())
 
     for block in model.blocks:
         block.cross_attn.register_forward_pre_hook(record)
-    for image, weights, words in zip(draw(), sum(maps) / len(maps), tokens):
+    return maps
+
+
+def save_attention(path, prompts, tokens, images, A):
+    """A row per prompt: its image, then for each token where it is looked at, as bright as its brightest patch, and its share
+    of A [B, N, M]."""
+    columns, cells, titles = 1 + max(map(len, tokens)), [], []
+    for image, weights, words in zip(images, A, tokens):
         gray, grid = image.float().mean(dim=0) / 255, math.isqrt(len(weights))
         heat = repeat(weights, "(h w) m -> m (h p) (w q)", h=grid, p=len(gray) // grid, q=len(gray) // grid)[: len(words)]
         color = torch.from_numpy(matplotlib.colormaps["inferno"](heat / heat.amax(dim=(1, 2), keepdim=True))[..., :3])
@@ -190,17 +196,18 @@ def main():
 
     if args.save_dir:
         args.save_dir.mkdir(parents=True, exist_ok=True)
-        for number, ((prompt, w, _), image) in enumerate(zip(jobs, images)):
+        for index, ((prompt, w, _), image) in enumerate(zip(jobs, images)):
             slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:60].strip("-")  # whatever the prompt, no path in it
             pixels = rearrange(image, "c h w -> h w c").numpy().squeeze()
-            Image.fromarray(pixels).save(args.save_dir / f"{number:04d}-{slug}-w{w:g}.png")
+            Image.fromarray(pixels).save(args.save_dir / f"{index:04d}-{slug}-w{w:g}.png")
         print(f"{args.save_dir}: {len(images)} images of {shape[2]}x{shape[1]}")
     if args.attention:
         w = next((w for w in args.cfg if w != 0), 1)  # w = 0 would not read the prompt
         one_each = noise[:1].expand(len(prompts), *shape)
-        tokens = [encoder.tokens(prompt) for prompt in prompts]
+        tokens, maps = [encoder.tokens(prompt) for prompt in prompts], record_attention(model, len(prompts))
         with torch.compiler.set_stance("force_eager"):  # else it records nothing
-            save_attention(args.attention, model, prompts, tokens, lambda: draw(prompts, w, one_each))
+            images = draw(prompts, w, one_each)
+        save_attention(args.attention, prompts, tokens, images, sum(maps) / len(maps))
         print(f"{args.attention}: cross-attention at w = {w:g}")
 
 

@@ -161,13 +161,13 @@ class TextConditionalTrainer:
     def context_of(self, captions):
         """-> context [B, M, D], mask [B, M], M the longest caption, and the null text as [1, M, D] and [1, M]."""
         self.encode_captions(captions)
-        rows = {caption: row for row, caption in enumerate(dict.fromkeys([*captions, ""]))}
-        texts = [self.texts[caption] for caption in rows]
-        Z = pad_sequence(texts, batch_first=True)  # each distinct text once
-        rows, lengths = [rows[caption] for caption in [*captions, ""]], [len(text) for text in texts]
-        rows, lengths = (torch.tensor(column).to(self.device, non_blocking=True) for column in (rows, lengths))
-        context, mask = Z[rows], torch.arange(Z.shape[1], device=self.device) < lengths[rows, None]
-        return context[:-1], mask[:-1], context[-1:], mask[-1:]
+        place = {caption: row for row, caption in enumerate(dict.fromkeys([*captions, ""]))}
+        texts = [self.texts[caption] for caption in place]  # each distinct text once
+        columns = [place[caption] for caption in [*captions, ""]], [len(text) for text in texts]
+        rows, lengths = (torch.tensor(column).to(self.device, non_blocking=True) for column in columns)
+        Z = pad_sequence(texts, batch_first=True)[rows]
+        mask = torch.arange(Z.shape[1], device=self.device) < lengths[rows, None]
+        return Z[:-1], mask[:-1], Z[-1:], mask[-1:]
 
     def learning_rate(self, step):
         return self.lr * min(1, (step + 1) / max(1, self.warmup))  # [TRAIN-5]
@@ -355,21 +355,22 @@ def main():
     device = flowclip.get_device() if args.device == "auto" else torch.device(args.device)
     if args.compile is None:
         args.compile = device.type == "cuda" and can_compile(device)
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    if "LOCAL_RANK" in os.environ:  # under torchrun
+    joined, rank = "LOCAL_RANK" in os.environ, 0
+    if joined:  # under torchrun
         if device.type == "cuda":
-            device = torch.device("cuda", local)
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
         distributed.init_process_group()
-        if distributed.get_rank():
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 the first process speaks
+        rank = distributed.get_rank()
+    if rank:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 the first process speaks
     checkpoint = args.out / "checkpoint.pt"
     if checkpoint.exists() and not (args.resume or args.overwrite):
         raise ValueError(f"{checkpoint} exists: --resume goes on from it, --overwrite starts anew, --out DIR goes elsewhere")
-    if local:
-        distributed.barrier()  # the first process of each host downloads
+    if rank:
+        distributed.barrier()  # the first process downloads, into the folder that all share
     images, labels, captions = load_data(args.data, args.img_size)
-    if local == 0 and distributed.is_initialized():
+    if joined and rank == 0:
         distributed.barrier()
     count, channels, _, size = images.shape
     print(f"data: {args.data}, {count:,} images {channels}x{size}x{size}, {len(captions)} captions like {captions[0]!r}")
@@ -411,7 +412,7 @@ def main():
     on_signal(stop)
     while trainer.epoch < args.epochs and trainer.step < args.max_steps:
         epoch = trainer.epoch
-        trainer.train(1, min(args.max_steps, trainer.step + args.save_every - trainer.step % args.save_every))
+        trainer.train(1, min(args.max_steps, args.save_every * (trainer.step // args.save_every + 1)))
         trainer.save_checkpoint(checkpoint, run)
         if trainer.epoch > epoch:
             seconds = time.perf_counter() - start

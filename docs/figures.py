@@ -3,6 +3,7 @@
 A function a figure; each writes docs/NAME.png from one checkpoint (`cosines`, `waves` and `growth` need none).
 """
 
+import copy
 import csv
 import math
 import sys
@@ -116,25 +117,20 @@ def cosines(_):
 # ---- Chapter 2 ----
 def attention_in_time(artist):
     """Where each token is looked at, early, in the middle and late: cross-attention, a mean over heads, blocks and steps."""
-    prompt, steps, maps, seen = "a photo of a horse", 50, [], []
-
-    def record(module, inputs):
-        maps.append(module.attention_weights(*(tensor[:1] for tensor in inputs)).mean(dim=(0, 1)).cpu())  # [N, M]
-
-    hooks = [block.cross_attn.register_forward_pre_hook(record) for block in artist.model.blocks]
+    prompt, steps, seen = "a photo of a horse", 50, []
+    artist = copy.deepcopy(artist)  # the other figures' model stays without hooks
+    maps = sample.record_attention(artist.model, 1)
     artist.walk([prompt], artist.noise(1, 3), steps, callback=lambda n, t, x, _: seen.append(x[0].cpu()))
-    for hook in hooks:
-        hook.remove()
-    weights = rearrange(torch.stack(maps), "(step block) n m -> step block n m", step=steps).mean(dim=1)
+    weights = rearrange(torch.stack(maps), "(step block) 1 n m -> step block n m", step=steps).mean(dim=1)
     words = artist.encoder.tokens(prompt)
     parts = {"early, t > 0.7": slice(0, 15), "t from 0.3 to 0.7": slice(15, 35), "late, t < 0.3": slice(35, 50)}
+    means = torch.stack([weights[part].mean(dim=0)[:, : len(words)] for part in parts.values()])
+    side, brightest = math.isqrt(means.shape[1]), means.max()
     figure, axes = grid(3, 1 + len(words))
-    for row, part in zip(axes, parts.values()):
+    for row, part, mean in zip(axes, parts.values(), means):
         show(row[0], flowclip.denormalize_images(seen[part.stop - 1]), f"x at t = {1 - part.stop / steps:.1f}")
-        mean = weights[part].mean(dim=0)[:, : len(words)]
-        side = math.isqrt(len(mean))
         for axis, word, column in zip(row[1:], words, mean.T):
-            axis.imshow(column.view(side, side), cmap="inferno", vmin=0, vmax=mean.max())
+            axis.imshow(column.view(side, side), cmap="inferno", vmin=0, vmax=brightest)
             axis.set_title(f"{word}  {column.mean():.0%}", fontsize=8)
     name_rows(axes, parts)
     return figure

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 ROOT = Path(__file__).parent.parent
 CHAPTERS = sorted((ROOT / "docs").glob("[1-7]-*.md"))
@@ -22,6 +22,7 @@ quiet = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, Healt
 settings.register_profile("ci", max_examples=20, derandomize=True, database=None, **quiet)
 settings.register_profile("dev", max_examples=20, **quiet)
 settings.register_profile("thorough", max_examples=300, **quiet)
+settings.register_profile("brief", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate])  # no shrinking
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
