@@ -35,6 +35,17 @@ def test_the_judge_learns_and_its_parts_fit():
     assert torch.equal(seen, labels) and features.shape == (64, 128) and features.dtype == torch.float64
 
 
+def test_the_judge_sees_each_image_shifted_by_itself(monkeypatch):
+    """Of 32 copies of one image, shifted by a pixel at most, a batch shows several of the 9 places; mirrored, of the 18."""
+    seen, plain = [], judge.Judge.forward
+    monkeypatch.setattr(judge.Judge, "forward", lambda self, x: seen.append(x) or plain(self, x))
+    images, labels = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).repeat(32, 1, 1, 1), torch.arange(32) % 2
+    for mirror in (False, True):
+        judge.fit_judge(images, labels, 2, "cpu", mirror)
+    once, mirrored = (len(torch.cat(batches).unique(dim=0)) for batches in (seen[:100], seen[100:]))
+    assert len(seen) == 200 and once == 9 and mirrored == 18 and all(len(x.unique(dim=0)) > 4 for x in seen)
+
+
 def test_the_digits_are_halved():
     (images, labels), (held, _), captions = judge.load_real("digits")
     assert len(images) == 898 and len(held) == 899 and len(captions) == 10 and labels.unique().tolist() == list(range(10))
