@@ -344,6 +344,7 @@ FIGURES = {
 
 def main():
     args = parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     artist = None
     for name in args.names:
         if artist is None and name not in ("cosines", "waves", "growth"):

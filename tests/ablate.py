@@ -154,7 +154,7 @@ def main():
         try:
             for case, minutes, model, path in run_case(name, args, (*learn, captions), encoder, device):
                 loss = held_out_loss(model, encoder, test[some], labels[some], captions, device)
-                row = Court(path).hear(args.n)
+                row = Court(path, compile=args.compile).hear(args.n)
                 values = {"case": case, "loss": f"{loss:.4f}", "kept": f"{row['kept']:.3f}", "frechet": f"{row['frechet']:.2f}"}
                 rows.append(same | values | {"minutes": f"{minutes:.1f}"})
         except FloatingPointError as error:

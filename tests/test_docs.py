@@ -140,7 +140,7 @@ def test_links_and_pictures_resolve(path):
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
         if not target.startswith("http"):
             assert (path.parent / target).exists(), f"{path.name} points to {target}"
-    for picture in (ROOT / "docs").glob("*.png"):
+    for picture in (ROOT / "docs").rglob("*.png"):
         assert picture.stat().st_size < 300_000, picture
 
 
