@@ -52,11 +52,10 @@ class CLIPTextEncoder(nn.Module):
         known = config is not None and config["text_cfg"].keys() <= {"context_length", "vocab_size", "width", "heads", "layers"}
         near = difflib.get_close_matches(model_name, open_clip.list_models()) or ["ViT-B-32-quickgelu"]
         require(known, f"{model_name!r} is not a model with CLIP's own text tower; near it: {', '.join(near)}")
-        shape = config["text_cfg"] | {"output_dim": config["embed_dim"]}
         activation = QuickGELU if config.get("quick_gelu") else nn.GELU  # [CLIP-10] x sigmoid(1.702 x)
         with torch.random.fork_rng(devices=[]):  # [CLIP-12] one fixed seed; the global RNG stays as it was
             torch.default_generator.manual_seed(0)
-            self.tower = TextTransformer(**shape, act_layer=activation, output_tokens=True)
+            self.tower = TextTransformer(**config["text_cfg"], output_dim=config["embed_dim"], act_layer=activation)
         if pretrained == "untrained":
             warnings.warn("this CLIP text tower is untrained: it tells prompts apart, but knows no meaning", stacklevel=2)
         else:
@@ -91,12 +90,13 @@ class CLIPTextEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, prompts):
         """-> (Z [B, M, D] float32, mask [B, M]), mask True from BOS to EOS. The null text is encoder(""), never zeros."""
-        ids = self.tokenize(prompts)
-        positions = torch.arange(self.max_length, device=ids.device)
-        mask = positions <= ids.argmax(dim=-1, keepdim=True)  # [CLIP-3] EOS is the largest id, and 0 is also a real "!"
+        ids, tower = self.tokenize(prompts), self.tower
+        mask = torch.arange(self.max_length, device=ids.device) <= ids.argmax(dim=-1, keepdim=True)  # [CLIP-3] up to EOS
+        n = int(mask.sum(dim=-1).max())  # [CLIP-5] causal: no token reads what comes after it, so the padding need not be there
         with torch.autocast(ids.device.type, enabled=False):
-            _, Z = self.tower(ids)  # [CLIP-4] after ln_final [CLIP-5] causal [CLIP-6] each row alone
-        return Z, mask  # [CLIP-8] of "" these are the vectors of BOS and EOS
+            x = tower.token_embedding(ids[:, :n]) + tower.positional_embedding[:n]
+            Z = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:n, :n]))  # [CLIP-6] each row alone
+        return nn.functional.pad(Z, (0, 0, 0, self.max_length - n)) * mask[..., None], mask  # [CLIP-4] [CLIP-8]
 
 
 def load_tower(tower, model_name, pretrained):

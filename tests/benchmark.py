@@ -57,6 +57,16 @@ class Tokens(torch.nn.Module):
         return self.Z.expand(len(prompts), -1, -1), torch.arange(77, device=self.Z.device) < lengths[:, None]
 
 
+class LiteralEncoder(flowclip.CLIPTextEncoder):
+    """The text tower at all 77 places, padding too."""
+
+    @torch.no_grad()
+    def forward(self, prompts):
+        self.tower.output_tokens = True
+        ids = self.tokenize(prompts)
+        return self.tower(ids)[1], torch.arange(self.max_length, device=ids.device) <= ids.argmax(dim=-1, keepdim=True)
+
+
 class Literal(train.TextConditionalTrainer):
     """The training step as it is written down, with nothing kept."""
 
@@ -145,16 +155,17 @@ def compare(args, device):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         encoder = flowclip.CLIPTextEncoder(pretrained="untrained", device=device)
+        literal_encoder = LiteralEncoder(pretrained="untrained", device=device)
     ways = {"literal": (Literal, False), "ours": (train.TextConditionalTrainer, False)}
     if args.compile:
         ways["compiled"] = (train.TextConditionalTrainer, True)
     noise, work, times = torch.randn(10, 3, 32, 32, device=device), {}, {}
     for name, (kind, args.compile) in ways.items():
-        trainer = make_trainer(args, device, kind, encoder)
+        trainer = make_trainer(args, device, kind, literal_encoder if name == "literal" else encoder)
         work["training", name] = lambda trainer=trainer: epoch(trainer)
         work["sampling", name] = sampler(trainer, args, encoder)
         if name == "literal":
-            work["sampling", name] = lambda trainer=trainer: literal_sample(trainer.model, encoder, noise, 50)
+            work["sampling", name] = lambda trainer=trainer: literal_sample(trainer.model, literal_encoder, noise, 50)
     for turn in range(args.repeat + 1):
         for name, call in work.items():
             wait(device)
