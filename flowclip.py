@@ -89,14 +89,14 @@ class CLIPTextEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, prompts):
-        """-> (Z [B, M, D] float32, mask [B, M]), mask True from BOS to EOS. The null text is encoder(""), never zeros."""
-        ids, tower = self.tokenize(prompts), self.tower
-        mask = torch.arange(self.max_length, device=ids.device) <= ids.argmax(dim=-1, keepdim=True)  # [CLIP-3] up to EOS
-        n = int(mask.sum(dim=-1).max())  # [CLIP-5] causal: no token reads what comes after it, so the padding need not be there
+        """-> (Z [B, M, D] float32, mask [B, M]), mask True from BOS to EOS, and Z 0 elsewhere. The null text is encoder("")."""
+        ids = self.tokenize(prompts)
+        tower, eos = self.tower, ids.argmax(dim=-1, keepdim=True)  # [CLIP-3] the largest id, as 0 is also a real "!"
+        mask, n = torch.arange(self.max_length, device=ids.device) <= eos, int(eos.max()) + 1  # [CLIP-13] thanks to [CLIP-5]
         with torch.autocast(ids.device.type, enabled=False):
             x = tower.token_embedding(ids[:, :n]) + tower.positional_embedding[:n]
             Z = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:n, :n]))  # [CLIP-6] each row alone
-        return nn.functional.pad(Z, (0, 0, 0, self.max_length - n)) * mask[..., None], mask  # [CLIP-4] [CLIP-8]
+        return nn.functional.pad(Z, (0, 0, 0, self.max_length - n)).masked_fill(~mask[..., None], 0), mask  # [CLIP-4] [CLIP-8]
 
 
 def load_tower(tower, model_name, pretrained):

@@ -184,8 +184,7 @@ def main():
     images = []
     for part in (jobs[k : k + 128] for k in range(0, len(jobs), 128)):
         texts, scales, draws = map(list, zip(*part))
-        w = scales[0] if len(set(scales)) == 1 else torch.tensor(scales, device=device)
-        images += draw(texts, w, noise[draws])
+        images += draw(texts, scales[0] if len(set(scales)) == 1 else torch.tensor(scales, device=device), noise[draws])
 
     few = max(1, 16 // len(args.cfg))  # draws in the picture; --save-dir keeps them all
     shown = [image for (_, _, i), image in zip(jobs, images) if i < few]
@@ -203,10 +202,9 @@ def main():
         print(f"{args.save_dir}: {len(images)} images of {shape[2]}x{shape[1]}")
     if args.attention:
         w = next((w for w in args.cfg if w != 0), 1)  # w = 0 would not read the prompt
-        one_each = noise[:1].expand(len(prompts), *shape)
         tokens, maps = [encoder.tokens(prompt) for prompt in prompts], record_attention(model, len(prompts))
         with torch.compiler.set_stance("force_eager"):  # else it records nothing
-            images = draw(prompts, w, one_each)
+            images = draw(prompts, w, noise[:1].expand(len(prompts), *shape))
         save_attention(args.attention, prompts, tokens, images, sum(maps) / len(maps))
         print(f"{args.attention}: cross-attention at w = {w:g}")
 

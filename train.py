@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import functools
 import itertools
 import math
 import operator
@@ -95,7 +94,7 @@ def load_folder(name, img_size=None):
     size = img_size or min(read_image(paths[0]).size)  # the short side of the first image
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
     with ThreadPool() as pool:
-        decoded = pool.imap(functools.partial(read_image, size=size), paths, chunksize=64)
+        decoded = pool.imap(lambda path: read_image(path, size), paths, chunksize=64)
         for i, image in enumerate(tqdm(decoded, f"reading {name}", len(paths), leave=False, disable=None)):
             images[i] = v2.functional.pil_to_tensor(image)
     return images, torch.tensor([label[caption] for caption in captions]), list(label)
@@ -151,10 +150,9 @@ class TextConditionalTrainer:
         self.encode_captions([""])
 
     def encode_captions(self, captions):
-        """Each distinct caption meets CLIP once, and only its real tokens are kept."""
+        """Each distinct caption meets CLIP once, and only its real tokens are kept. A bar where there is a terminal."""
         new = list(dict.fromkeys(caption for caption in captions if caption not in self.texts))
-        quiet = None if len(new) > 256 and self.rank == 0 else True  # None: a bar where there is a terminal
-        for i in tqdm(range(0, len(new), 256), "encoding captions", leave=False, disable=quiet):
+        for i in tqdm(range(0, len(new), 256), "encoding captions", leave=False, disable=len(new) <= 256 or self.rank or None):
             part = new[i : i + 256]
             self.texts |= {caption: Z[mask] for caption, Z, mask in zip(part, *self.text_encoder(part))}  # [TRAIN-3]
 
@@ -203,8 +201,7 @@ class TextConditionalTrainer:
                 self.dataloader.epoch = self.epoch
             size = operator.length_hint(self.dataloader) or None
             batches, clock = itertools.islice(self.dataloader, self.batch, None), time.perf_counter()
-            quiet = True if self.rank else None  # None: a bar where there is a terminal
-            bar = tqdm(batches, f"epoch {self.epoch + 1}", size, initial=self.batch, leave=False, disable=quiet)
+            bar = tqdm(batches, f"epoch {self.epoch + 1}", size, initial=self.batch, leave=False, disable=self.rank or None)
             for images, labels in bar:
                 if self.step >= max_steps or self.stopped():
                     return self.losses
@@ -302,9 +299,9 @@ def plot_losses(path, rows, losses, steps_an_epoch):
 def draw_samples(path, trainer, captions):
     """samples.png: one image a caption (of many: at most 20, spread over the list) at w = 3, from the EMA weights."""
     shown, rand = captions[:: -(-len(captions) // 20)], torch.Generator().manual_seed(trainer.seed)
-    model, shape = trainer.ema_model, trainer.model.image_shape
+    model = trainer.ema_model
     with flowclip.autocast(trainer.device, trainer.precision):
-        x = flowclip.sample_text_conditional(model, trainer.text_encoder, shown, shape, cfg_scale=3.0, generator=rand)
+        x = flowclip.sample_text_conditional(model, trainer.text_encoder, shown, model.image_shape, cfg_scale=3, generator=rand)
     save_picture(path, list(flowclip.denormalize_images(x)), min(5, len(shown)), titles=shown)
 
 
@@ -355,13 +352,13 @@ def main():
     device = flowclip.get_device() if args.device == "auto" else torch.device(args.device)
     if args.compile is None:
         args.compile = device.type == "cuda" and can_compile(device)
-    joined, rank = "LOCAL_RANK" in os.environ, 0
-    if joined:  # under torchrun
+    joined = "LOCAL_RANK" in os.environ  # under torchrun
+    rank = int(os.environ["RANK"]) if joined else 0
+    if joined:
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
         distributed.init_process_group()
-        rank = distributed.get_rank()
     if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 the first process speaks
     checkpoint = args.out / "checkpoint.pt"

@@ -58,11 +58,14 @@ class Tokens(torch.nn.Module):
 
 
 class LiteralEncoder(flowclip.CLIPTextEncoder):
-    """The text tower at all 77 places, padding too."""
+    """open_clip's own forward pass over all 77 places, padding too."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.tower.output_tokens = True
 
     @torch.no_grad()
     def forward(self, prompts):
-        self.tower.output_tokens = True
         ids = self.tokenize(prompts)
         return self.tower(ids)[1], torch.arange(self.max_length, device=ids.device) <= ids.argmax(dim=-1, keepdim=True)
 

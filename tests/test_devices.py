@@ -27,12 +27,14 @@ def test_equations_stay_where_their_inputs_are(make_model):
 
 
 def test_the_text_encoder_works_where_it_is_wanted(monkeypatch):
-    monkeypatch.setattr(torch, "autocast", lambda *args, **given: contextlib.nullcontext())  # which does not know meta
+    asked = []  # of autocast, which does not know meta
+    monkeypatch.setattr(torch, "autocast", lambda device, **given: asked.append(device) or contextlib.nullcontext())
+    monkeypatch.setattr(flowclip, "int", lambda length: 3, raising=False)  # meta has no numbers to give
     with pytest.warns(UserWarning, match="untrained"):
         encoder = flowclip.CLIPTextEncoder("ViT-S-32-alt", "untrained", device="meta")
     assert encoder.tower.token_embedding.weight.device.type == encoder.tokenize("dog").device.type == "meta"
-    encoder.tower.forward = lambda ids: (None, ids[..., None].float())  # attention has a fast path that meta does not know
-    assert all(tensor.device.type == "meta" for tensor in encoder(["dog", ""]))
+    encoder.tower.transformer.forward = lambda x, attn_mask: x + attn_mask[..., None].sum()  # its fast path does not know meta
+    assert all(tensor.device.type == "meta" for tensor in encoder(["dog", ""])) and asked == ["meta"]
 
 
 def test_noise_is_drawn_where_the_generator_is_or_the_model(make_model, monkeypatch):
