@@ -13,7 +13,7 @@ from tests.conftest import ROOT, one_line
 pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here"), pytest.mark.heavy]
 
 SCRIPT = """
-import json, os
+import json, os, time, train
 from tests import forked
 
 def note(trainer, loss):
@@ -28,13 +28,24 @@ def stop(trainer, loss):
     if trainer.rank == 1 and trainer.step == 3:
         os.kill(os.getpid(), 15)
 
-print(json.dumps({
+load = train.load_data
+
+def slow_first(*args):
+    time.sleep(2 * (os.environ["RANK"] == "0"))  # as long as a download
+    with open("loads", "a") as file:
+        file.write(os.environ["RANK"])
+    return load(*args)
+
+statuses = {
     "one": forked.side_by_side(["--batch-size", "256", "--out", "one"], 1, note),
     "two": forked.side_by_side(["--batch-size", "256", "--out", "two"], 2, note),
     "dead": forked.side_by_side(["--batch-size", "256", "--out", "dead"], 2, die),
     "stopped": forked.side_by_side(["--batch-size", "256", "--out", "stopped"], 2, stop),
     "resumed": forked.side_by_side(["--batch-size", "256", "--out", "stopped", "--resume"], 2),
-}))
+}
+train.load_data = slow_first
+statuses["first"] = forked.side_by_side(["--max-steps", "1", "--out", "first"], 2)
+print(json.dumps(statuses))
 """
 
 
@@ -79,6 +90,11 @@ def test_a_signal_stops_all_at_the_same_step_and_the_run_resumes(runs):
     assert statuses["stopped"] == [143, 143] and statuses["resumed"] == [0, 0]
     (meta, a), (other, b) = (weights(folder / name / "checkpoint.pt") for name in ("two", "stopped"))
     assert meta["losses"] == other["losses"] and all((x == y).all() for x, y in zip(a, b))
+
+
+def test_the_first_process_alone_downloads(runs):
+    folder, statuses = runs
+    assert statuses["first"] == [0, 0] and (folder / "loads").read_text() == "01", "the others wait for it"
 
 
 def test_the_batch_must_be_divisible(command, monkeypatch):
