@@ -1,8 +1,10 @@
-"""The pictures of the chapters: python docs/figures.py NAME ... --checkpoint runs/cifar10/checkpoint.pt
+"""The pictures of the chapters: python docs/figures.py NAME ... --checkpoint PATH
 
-A function a figure; each writes docs/NAME.png from one checkpoint (`cosines`, `waves` and `growth` need none).
+A function a figure. Each writes docs/NAME.png from one checkpoint; `cosines`, `sinusoids` and
+`growth` need none.
 """
 
+import argparse
 import copy
 import csv
 import math
@@ -34,7 +36,7 @@ class Artist:
         self.model, self.encoder, self.meta = sample.load(path)
         self.device, self.folder = next(self.model.parameters()).device, Path(path).parent
         self.shape = self.meta["image_shape"]
-        self.run = torch.load(path, map_location="cpu", weights_only=True)["training"]["run"]
+        self.run = flowclip.read_checkpoint(path)["training"]["run"]
 
     def noise(self, count, seed=0):
         return torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(seed))
@@ -50,10 +52,12 @@ class Artist:
     @torch.no_grad()
     def walk(self, prompts, noise, steps=50, cfg=W, callback=None):
         """integrate() with a callback(n, t, x), as sample_text_conditional does it."""
-        Z, mask = flowclip.trim_context(*self.encoder([*prompts, ""]))
+        Z, mask = self.encoder([*prompts, ""])
 
         def velocity(x, t):
-            return flowclip.cfg_velocity(self.model, x, t, Z[:-1], mask[:-1], Z[-1:], mask[-1:], cfg)
+            return flowclip.cfg_velocity(
+                self.model, x, t, Z[:-1], mask[:-1], Z[-1:], mask[-1:], cfg
+            )
 
         call = callback and (lambda n, t, x: callback(n, t, x, velocity))
         return flowclip.integrate(velocity, noise.to(self.device), steps, callback=call)
@@ -61,7 +65,8 @@ class Artist:
 
 def show(axis, image, title=""):
     """One uint8 image [C, H, W], every pixel a square."""
-    axis.imshow(rearrange(image.cpu().expand(3, -1, -1), "c h w -> h w c").numpy(), interpolation="nearest")
+    pixels = rearrange(image.cpu().expand(3, -1, -1), "c h w -> h w c")
+    axis.imshow(pixels, interpolation="nearest")
     axis.set_title(title, fontsize=8)
 
 
@@ -80,8 +85,8 @@ def name_rows(axes, names):
 
 
 # ---- Chapter 1 ----
-# Between projected pooled vectors of the real ViT-B/32, "a airplane", "a car", "a bird" ... "a truck"; from the embeddings that
-# facebookresearch/Detic publishes.
+# Between projected pooled vectors of the real ViT-B/32, "a airplane", "a car", "a bird" ...
+# "a truck"; from the embeddings that facebookresearch/Detic publishes.
 REAL = """
 1.00 .88 .88 .85 .81 .86 .82 .86 .87 .86
 .88 1.00 .88 .90 .83 .90 .84 .88 .88 .93
@@ -97,7 +102,10 @@ REAL = """
 
 
 def cosines(_):
-    """Which prompts does the text tower hold for similar? Untrained (computed here) beside the real ViT-B/32 (published)."""
+    """Which prompts does the text tower hold for similar?
+
+    The untrained one (computed here) beside the real ViT-B/32 (published).
+    """
     encoder = flowclip.CLIPTextEncoder(pretrained="untrained")
     pooled = torch.nn.functional.normalize(encoder.encode(PROMPTS, return_pooled=True)[1], dim=-1)
     real = np.array(REAL.split(), dtype=float).reshape(10, 10)
@@ -105,7 +113,8 @@ def cosines(_):
     tables = {"untrained tower": (pooled @ pooled.T).numpy(), "OpenAI's ViT-B/32": real}
     for axis, (title, table) in zip(figure.subplots(1, 2), tables.items()):
         off = table[~np.eye(10, dtype=bool)]
-        image = axis.imshow(np.where(np.eye(10), np.nan, table), cmap="viridis", vmin=off.min(), vmax=off.max())
+        table = np.where(np.eye(10), np.nan, table)
+        image = axis.imshow(table, cmap="viridis", vmin=off.min(), vmax=off.max())
         names = [name[:10] for name in flowclip.CIFAR10_CLASSES]
         axis.set_xticks(range(10), names, rotation=60, ha="right", fontsize=8)
         axis.set_yticks(range(10), names, fontsize=8)
@@ -116,19 +125,31 @@ def cosines(_):
 
 # ---- Chapter 2 ----
 def attention_in_time(artist):
-    """Where each token is looked at, early, in the middle and late: cross-attention, a mean over heads, blocks and steps."""
+    """Where each token is looked at, early, in the middle and late.
+
+    Cross-attention, a mean over heads, blocks and steps.
+    """
     prompt, steps, seen = "a photo of a horse", 50, []
     artist = copy.deepcopy(artist)  # the other figures' model stays without hooks
     maps = sample.record_attention(artist.model, 1)
-    artist.walk([prompt], artist.noise(1, 3), steps, callback=lambda n, t, x, _: seen.append(x[0].cpu()))
-    weights = rearrange(torch.stack(maps), "(step block) 1 n m -> step block n m", step=steps).mean(dim=1)
+
+    def keep(n, t, x, velocity):
+        seen.append(x[0].cpu())
+
+    artist.walk([prompt], artist.noise(1, 3), steps, callback=keep)
+    A = rearrange(torch.stack(maps), "(step block) 1 n m -> step block n m", step=steps)
     words = artist.encoder.tokens(prompt)
-    parts = {"early, t > 0.7": slice(0, 15), "t from 0.3 to 0.7": slice(15, 35), "late, t < 0.3": slice(35, 50)}
-    means = torch.stack([weights[part].mean(dim=0)[:, : len(words)] for part in parts.values()])
+    parts = {
+        "early, t > 0.7": slice(0, 15),
+        "t from 0.3 to 0.7": slice(15, 35),
+        "late, t < 0.3": slice(35, 50),
+    }
+    means = torch.stack([A[part].mean(dim=(0, 1)) for part in parts.values()])  # [3, N, M]
     side, brightest = math.isqrt(means.shape[1]), means.max()
     figure, axes = grid(3, 1 + len(words))
     for row, part, mean in zip(axes, parts.values(), means):
-        show(row[0], flowclip.denormalize_images(seen[part.stop - 1]), f"x at t = {1 - part.stop / steps:.1f}")
+        image = flowclip.denormalize_images(seen[part.stop - 1])
+        show(row[0], image, f"x at t = {1 - part.stop / steps:.1f}")
         for axis, word, column in zip(row[1:], words, mean.T):
             axis.imshow(column.view(side, side), cmap="inferno", vmin=0, vmax=brightest)
             axis.set_title(f"{word}  {column.mean():.0%}", fontsize=8)
@@ -137,14 +158,18 @@ def attention_in_time(artist):
 
 
 # ---- Chapter 3 ----
-def waves(_):
+def sinusoids(_):
     """Why times are multiplied by 1000, and how alike the position vectors of two patches are."""
     t = torch.linspace(0, 1, 200)
     figure = Figure(figsize=(10, 3.2), dpi=110, layout="constrained")
     axes = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
-    tables = {"waves(1000 t): what the model is told": 1000 * t, "waves(t): nearly constant": t}
+    tables = {
+        "sinusoids(1000 t): what the model is told": 1000 * t,
+        "sinusoids(t): nearly constant": t,
+    }
     for axis, (title, values) in zip(axes, tables.items()):
-        axis.imshow(flowclip.sinusoids(values, 256).T, aspect="auto", cmap="RdBu", vmin=-1, vmax=1, extent=(0, 1, 256, 0))
+        table, place = flowclip.sinusoids(values, 256).T, (0, 1, 256, 0)
+        axis.imshow(table, aspect="auto", cmap="RdBu", vmin=-1, vmax=1, extent=place)
         axis.set_title(title, fontsize=10)
         axis.set(xlabel="t", ylabel="feature")
     place = flowclip.position_embedding_2d(256, 8)
@@ -171,27 +196,32 @@ def sweep(artist):
     """The same noise at seven guidance scales."""
     prompts, scales = [PROMPTS[n] for n in (1, 4, 7, 8)], [0, 1, 3, 5, 7.5, 10, 15]
     figure, axes = grid(len(prompts), len(scales))
+    noise = artist.noise(1, 1).expand(len(prompts), -1, -1, -1)
     for cfg, column in zip(scales, axes.T):
-        for axis, image in zip(column, artist.draw(prompts, artist.noise(1, 1).expand(len(prompts), -1, -1, -1), cfg)):
+        for axis, image in zip(column, artist.draw(prompts, noise, cfg)):
             show(axis, image, f"w = {cfg:g}" if axis in axes[0] else "")
     name_rows(axes, prompts)
     return figure
 
 
 def guidance(artist):
-    """What guidance buys and costs: prompts kept and Fréchet distance against w, from judge.csv of the run."""
+    """What guidance buys and costs: prompts kept, and Fréchet distance, against w.
+
+    From judge.csv of the run.
+    """
     with open(artist.folder / "judge.csv") as file:
         here = {"step": str(artist.meta["step"]), "solver": "euler", "steps": "50"}
         rows = [row for row in csv.DictReader(file) if here.items() <= row.items()]
     rows = list({row["cfg"]: row for row in rows}.values())  # the last of each w
-    w, kept, frechet = (np.array([float(row[name]) for row in rows]) for name in ("cfg", "kept", "frechet"))
-    order = np.argsort(w)
+    rows.sort(key=lambda row: float(row["cfg"]))
+    columns = ("cfg", "kept", "frechet")
+    w, kept, frechet = (np.array([float(row[name]) for row in rows]) for name in columns)
     figure = Figure(figsize=(8, 3.2), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(w[order], 100 * kept[order], "o-")
+    left.plot(w, 100 * kept, "o-")
     left.axhline(10, color="0.7", linestyle=":")
     left.set(xlabel="guidance scale w", ylabel="prompts kept, %", ylim=(0, 100))
-    right.plot(w[order], frechet[order], "o-", color="C1")
+    right.plot(w, frechet, "o-", color="C1")
     right.axhline(float(rows[0]["floor"]), color="0.7", linestyle=":")
     right.set(xlabel="guidance scale w", ylabel="Fréchet distance to real images", ylim=(0, None))
     return figure
@@ -199,27 +229,35 @@ def guidance(artist):
 
 # ---- Chapter 6 ----
 def lines(artist):
-    """One training pair: the image and the noise, the points between them, and the velocity, which is the same everywhere."""
+    """One training pair: the image, the noise, the points between them, and the velocity.
+
+    The velocity is the same everywhere.
+    """
     images, _, _ = train.load_data(artist.run["data"])
     x0, x1 = flowclip.normalize_images(images[4:5]), artist.noise(1)
     figure, axes = grid(1, 8)
     for axis, t in zip(axes[0], (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)):
-        show(axis, flowclip.denormalize_images(flowclip.interpolate(x0, x1, torch.tensor([t]))[0])[0], f"t = {t:g}")
+        xt, v = flowclip.interpolate(x0, x1, torch.tensor([t]))
+        show(axis, flowclip.denormalize_images(xt)[0], f"t = {t:g}")
     axes[0, 0].set_title("$x_0$: t = 0", fontsize=8)
     axes[0, 6].set_title("$x_1$: t = 1", fontsize=8)
-    show(axes[0, 7], flowclip.denormalize_images((x1 - x0) / 2)[0], "v / 2")
+    show(axes[0, 7], flowclip.denormalize_images(v / 2)[0], "v / 2")
     return figure
 
 
-ORIGINAL = dict(enumerate([0.5415, 0.2999, 0.2795, 0.2669, 0.2573, 0.2499, 0.2462, 0.2407, 0.2365, 0.2327], 1))
-ORIGINAL |= {20: 0.2079, 30: 0.1997}  # the notebook's, on torchvision's CIFAR-10 with OpenAI's text weights
+# Epoch and loss of the notebook, on torchvision's CIFAR-10 with OpenAI's text weights
+ORIGINAL = {
+    1: 0.5415, 2: 0.2999, 3: 0.2795, 4: 0.2669, 5: 0.2573, 6: 0.2499, 7: 0.2462, 8: 0.2407,
+    9: 0.2365, 10: 0.2327, 20: 0.2079, 30: 0.1997,
+}  # fmt: skip
 
 
 def losses(artist):
     """The mean loss of each epoch beside the original notebook's."""
     figure = Figure(figsize=(6.5, 3.6), dpi=110, layout="constrained")
     axis, ours = figure.subplots(), artist.meta["losses"]
-    axis.plot(ORIGINAL.keys(), ORIGINAL.values(), "s", color="0.6", label="original notebook (other pixels, OpenAI's text)")
+    label = "original notebook (other pixels, OpenAI's text)"
+    axis.plot(ORIGINAL.keys(), ORIGINAL.values(), "s", color="0.6", label=label)
     label = f"this run ({artist.run['data']}, text weights {artist.run['clip_weights']!r})"
     axis.plot(range(1, len(ours) + 1), ours, "o-", label=label)
     axis.set(xlabel="epoch", ylabel="mean flow-matching loss")
@@ -229,7 +267,7 @@ def losses(artist):
 
 # ---- Chapter 7 ----
 def path(artist):
-    """From noise to picture: the state x, and below it where the model thinks that it is going, x - t v."""
+    """From noise to picture: the state x, and below it x - t v, where the model thinks it goes."""
     prompt, frames = "a photo of a ship", []
 
     def keep(n, t, x, velocity):
@@ -246,15 +284,19 @@ def path(artist):
 
 
 def solvers(artist):
-    """Euler against Heun at an equal number of evaluations: pictures, and the distance from the limit."""
+    """Euler against Heun at an equal number of evaluations: pictures, and how far from the limit.
+
+    In float32, as the rounding of bfloat16 would hide the order.
+    """
     prompts, evaluations = [PROMPTS[n] for n in (1, 4, 7, 8)], [4, 8, 16, 32, 64]
     noise = artist.noise(len(prompts), 2)
 
     def run(solver, count):
-        steps = count if solver == "euler" else count // 2  # in float32: bfloat16's rounding would hide the order
+        steps = count if solver == "euler" else count // 2
         return flowclip.sample_text_conditional(
-            artist.model, artist.encoder, prompts, artist.shape, steps, W, noise=noise, solver=solver
-        )
+            artist.model, artist.encoder, prompts, artist.shape, steps, W, noise=noise,
+            solver=solver,
+        )  # fmt: skip
 
     limit = run("heun", 400)
     figure = Figure(figsize=(10, 3.4), dpi=110, layout="constrained")
@@ -280,7 +322,8 @@ def prompts(artist):
     """Ten prompts, four draws each."""
     names, draws = artist.meta["captions"], 4
     figure, axes = grid(draws, len(names), left=0)
-    images = artist.draw([name for name in names for _ in range(draws)], artist.noise(draws).repeat(len(names), 1, 1, 1))
+    each = [name for name in names for _ in range(draws)]
+    images = artist.draw(each, artist.noise(draws).repeat(len(names), 1, 1, 1))
     for column, name, part in zip(axes.T, names, images.split(draws)):
         for axis, image in zip(column, part):
             show(axis, image, name.removeprefix("a photo of ") if axis is column[0] else "")
@@ -290,9 +333,13 @@ def prompts(artist):
 def compositions(artist):
     """Prompts that no training caption holds: each half is known, the whole is not."""
     asked = [
-        "a photo of a cat on a ship", "a photo of a ship", "a photo of a cat", "a photo of a red bird", "a photo of a bird",
+        "a photo of a cat on a ship",
+        "a photo of a ship",
+        "a photo of a cat",
+        "a photo of a red bird",
+        "a photo of a bird",
         "two horses",
-    ]  # fmt: skip
+    ]
     figure, axes = grid(len(asked), 5, left=1.6)
     for row, prompt in zip(axes, asked):
         for axis, image in zip(row, artist.draw([prompt] * 5, artist.noise(5))):
@@ -309,8 +356,9 @@ def growth(_):
     panels = figure.subplots(1, len(table), sharey=True)
     for axis, (name, rows) in zip(panels, table.items()):
         n, batch, ms, flop, _ = map(np.array, zip(*rows))
+        best = flop * min(ms / flop)  # at the best rate seen
         axis.loglog(n, ms, "o-", label="measured")
-        axis.loglog(n, flop * min(ms / flop), ":", color="0.6", label="arithmetic alone")  # at the best rate seen
+        axis.loglog(n, best, ":", color="0.6", label="arithmetic alone")
         axis.set_xlabel(name)
         axis.set_xticks(n, n)
         axis.minorticks_off()
@@ -325,21 +373,10 @@ def growth(_):
 FIGURES = {
     figure.__name__: figure
     for figure in (
-        cosines,
-        attention_in_time,
-        waves,
-        data,
-        lines,
-        sweep,
-        guidance,
-        losses,
-        path,
-        solvers,
-        prompts,
-        compositions,
-        growth,
+        cosines, attention_in_time, sinusoids, data, lines, sweep, guidance, losses, path, solvers,
+        prompts, compositions, growth,
     )
-}
+}  # fmt: skip
 
 
 def main():
@@ -347,7 +384,7 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     artist = None
     for name in args.names:
-        if artist is None and name not in ("cosines", "waves", "growth"):
+        if artist is None and name not in ("cosines", "sinusoids", "growth"):
             artist = Artist(args.checkpoint)
         figure = FIGURES[name](artist)
         figure.savefig(args.out / f"{name}.png")
@@ -355,14 +392,14 @@ def main():
 
 
 def parse_args():
-    parser = sample.Parser(description="Draw the figures of the chapters.")
-    add = parser.add_argument
+    parser = argparse.ArgumentParser(description="Draw the figures of the chapters.")
+    add, usual = parser.add_argument, Path("runs/cifar10/checkpoint.pt")
     add("names", nargs="+", choices=FIGURES, metavar="NAME", help=", ".join(FIGURES))
-    add("--checkpoint", type=Path, default=Path("runs/cifar10/checkpoint.pt"), metavar="PATH", help="(%(default)s)")
+    add("--checkpoint", type=Path, default=usual, metavar="PATH", help="(%(default)s)")
     add("--out", type=Path, default=DOCS, metavar="DIR", help="(docs)")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    sample.run_script(main, "--checkpoint PATH")
+    flowclip.run_script(main)

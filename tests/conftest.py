@@ -1,4 +1,4 @@
-"""How the spec is run: which file it judges (--impl), which part (--spec), hypothesis profiles, the table at the end."""
+"""How the spec is run: which file it judges (--impl), which part (--spec), the table at the end."""
 
 import importlib.util
 import os
@@ -18,17 +18,26 @@ CHAPTERS = sorted((ROOT / "docs").glob("[1-7]-*.md"))
 NAME = r"[A-Z]+-\d+"
 sys.path.insert(0, str(ROOT))
 
-quiet = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
+quiet = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+}
 settings.register_profile("ci", max_examples=20, derandomize=True, database=None, **quiet)
 settings.register_profile("dev", max_examples=20, **quiet)
 settings.register_profile("thorough", max_examples=300, **quiet)
-settings.register_profile("brief", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate])  # no shrinking
+settings.register_profile(
+    "brief", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate]
+)  # no shrinking
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def read_statements():
     """{name: chapter} of every "- **[NAME]** ..." of docs/, in their order."""
-    found = [(name, path.stem) for path in CHAPTERS for name in re.findall(rf"^- \*\*\[({NAME})\]\*\*", path.read_text(), re.M)]
+    found = [
+        (name, path.stem)
+        for path in CHAPTERS
+        for name in re.findall(rf"^- \*\*\[({NAME})\]\*\*", path.read_text(), re.M)
+    ]
     assert len(found) == len(dict(found)), "a number is used twice"
     return dict(found)
 
@@ -36,14 +45,20 @@ def read_statements():
 def pytest_addoption(parser):
     group = parser.getgroup("flowclip")
     group.addoption("--impl", metavar="PATH", help="judge this file in place of flowclip.py")
-    group.addoption("--spec", metavar="NAME", help="run one part of the spec: ATTN, or one statement: ATTN-3")
+    group.addoption(
+        "--spec", metavar="NAME", help="run one part of the spec: ATTN, or one statement: ATTN-3"
+    )
 
 
 def pytest_configure(config):
     if len(config.args) > 1 and config.args[0] == "tests":
         config.args.pop(0)  # the one of .pytest.ini: what the command line names is enough
-    config.addinivalue_line("markers", "spec(*statements): the numbered statements of docs/ that a test guards")
-    config.addinivalue_line("markers", "heavy: minutes of fuzzing, killing and watching; run by pytest -m heavy")
+    config.addinivalue_line(
+        "markers", "spec(*statements): the numbered statements of docs/ that a test guards"
+    )
+    config.addinivalue_line(
+        "markers", "heavy: minutes of fuzzing, killing and watching; run by pytest -m heavy"
+    )
     if config.getoption("--impl"):
         path = Path(config.getoption("--impl")).resolve()
         if not path.is_file():
@@ -53,7 +68,9 @@ def pytest_configure(config):
         try:
             module_spec.loader.exec_module(module)
         except Exception as error:
-            raise pytest.UsageError(f"--impl {path} cannot be imported: {type(error).__name__}: {error}") from None
+            raise pytest.UsageError(
+                f"--impl {path} cannot be imported: {type(error).__name__}: {error}"
+            ) from None
     config.outcomes = {}  # test -> (its statements, outcome, reason)
 
 
@@ -66,7 +83,11 @@ def pytest_collection_modifyitems(config, items):
     if wanted:
         if not any(wanted in (name, name.split("-")[0]) for name in read_statements()):
             raise pytest.UsageError(f"--spec {wanted}: no such statement in docs/")
-        keep = [item for item in items if any(wanted in (name, name.split("-")[0]) for name in statements_of(item))]
+        keep = [
+            item
+            for item in items
+            if any(wanted in (name, name.split("-")[0]) for name in statements_of(item))
+        ]
         config.hook.pytest_deselected(items=[item for item in items if item not in keep])
         items[:] = keep
 
@@ -87,17 +108,26 @@ def pytest_terminal_summary(terminalreporter, config):
         for name in names:
             seen[name].append((outcome, reason))
     write = terminalreporter.write_line
-    terminalreporter.section(f"the spec of {Path(config.getoption('--impl') or 'flowclip.py').name}")
-    write(f"{'chapter':<14}{'statements':>11}{'hold':>7}{'fail':>7}{'skipped':>9}{'not run':>9}{'tests':>7}")
+    terminalreporter.section(
+        f"the spec of {Path(config.getoption('--impl') or 'flowclip.py').name}"
+    )
+    names = "chapter", "statements", "hold", "fail", "skipped", "not run", "tests"
+    table = "{:<14}{:>11}{:>7}{:>7}{:>9}{:>9}{:>7}"
+    write(table.format(*names))
     for chapter in dict.fromkeys(statements.values()):
         names = [name for name, place in statements.items() if place == chapter]
         outcomes = {name: {outcome for outcome, _ in seen[name]} for name in names}
         failed = [name for name in names if "failed" in outcomes[name]]
         held = [name for name in names if name not in failed and "passed" in outcomes[name]]
         skipped = [name for name in names if outcomes[name] == {"skipped"}]
-        tests = sum(any(statements.get(name) == chapter for name in guarded) for guarded, _, _ in config.outcomes.values())
+        tests = sum(
+            any(statements.get(name) == chapter for name in guarded)
+            for guarded, _, _ in config.outcomes.values()
+        )
         rest = len(names) - len(failed) - len(held) - len(skipped)
-        line = f"{chapter:<14}{len(names):>11}{len(held):>7}{len(failed):>7}{len(skipped):>9}{rest:>9}{tests:>7}"
+        line = table.format(
+            chapter, len(names), len(held), len(failed), len(skipped), rest, tests
+        )
         write(line, green=bool(held) and not failed, red=bool(failed))
         if failed:
             write(f"    fail: {' '.join(failed)}", red=True)
@@ -131,13 +161,13 @@ def small_encoder():
 
 @pytest.fixture(scope="session")
 def make_model():
-    """A small model whose every parameter is random, the zero-initialised ones too: nothing cancels by accident."""
+    """A small model whose every parameter is random, so that nothing cancels by accident."""
 
     def make(kind="TextConditionalDiT", seed=0, **changes):
         import flowclip
         from tests.strategies import randomise
 
-        sizes = {"img_size": 8, "patch_size": 2, "in_channels": 3, "embed_dim": 16, "depth": 2, "num_heads": 2}
+        sizes = dict(img_size=8, patch_size=2, in_channels=3, embed_dim=16, depth=2, num_heads=2)
         if kind == "TextConditionalDiT":
             sizes["context_dim"] = 12
         return randomise(getattr(flowclip, kind)(**(sizes | changes)), seed, scale=0.2).eval()
@@ -150,9 +180,8 @@ TINY = ["--embed-dim", "16", "--depth", "1", "--heads", "2"]
 
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path, small_encoder):
-    """Run a script's main in this process, in an empty folder, with the encoder at hand -> (status, stdout, stderr)."""
+    """Run a script's main in this process, in an empty folder -> (status, stdout, stderr)."""
     import flowclip
-    import sample
 
     monkeypatch.chdir(tmp_path)
     build = flowclip.CLIPTextEncoder
@@ -172,7 +201,7 @@ def command(monkeypatch, capsys, tmp_path, small_encoder):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("always")
-                sample.run_script(module.main, "ways")
+                flowclip.run_script(module.main)
             status = 0
         except SystemExit as stop:
             status = stop.code
@@ -188,3 +217,11 @@ def one_line(result, *words):
     status, out, err = result
     assert status == 2 and len(err.splitlines()) == 1 and "Traceback" not in err, (status, err)
     assert all(word in err for word in words), err
+
+
+def flag_refused(result, *words):
+    """A run of `command` that ended in tyro's box about a flag, with these words, and status 2."""
+    status, _, err = result
+    said = " ".join(err.replace("│", " ").split())
+    assert status == 2 and "Traceback" not in err, (status, err)
+    assert all(word in said for word in words), said

@@ -1,7 +1,8 @@
-"""Runs of train.py in processes of their own, cheap because they are forked after the imports: killed, or side by side.
+"""Runs of train.py in processes of their own: killed, or side by side. python tests/forked.py
 
-python tests/forked.py --kills 50: that many SIGKILLs at random times; each time --resume goes on, and the end is the same to
-the last bit. The text encoder is a stand-in; all else is train.py itself. Runs in the current folder.
+They are cheap, because they are forked after the imports. The text encoder is a stand-in; all else
+is train.py itself. --kills 50: that many SIGKILLs at random times. Each time --resume goes on, and
+the end is the same to the last bit. Runs in the current folder.
 """
 
 import argparse
@@ -17,15 +18,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import flowclip
-import sample
 import train
 from tests.strategies import StandIn
 
-OPTIONS = ["--demo", "--embed-dim", "16", "--depth", "1", "--heads", "2", "--epochs", "2", "--device", "cpu"]
+OPTIONS = "--demo --embed-dim 16 --depth 1 --heads 2 --epochs 2 --device cpu"
 
 
 def start(options, at_step=None, **environment):
-    """Fork a process that runs train.py -> its number. at_step(trainer) is called after each step."""
+    """Fork a process that runs train.py -> its number. at_step(trainer, loss) follows each step."""
     child = os.fork()
     if child:
         return child
@@ -45,9 +45,9 @@ def start(options, at_step=None, **environment):
 
     if at_step:
         train.TextConditionalTrainer.train_step = watched
-    sys.argv = ["train.py", *OPTIONS, *options]
+    sys.argv = ["train.py", *OPTIONS.split(), *options]
     try:
-        sample.run_script(train.main, "")
+        flowclip.run_script(train.main)
         os._exit(0)
     except SystemExit as stop:
         os._exit(stop.code)
@@ -55,14 +55,25 @@ def start(options, at_step=None, **environment):
         os._exit(70)  # a traceback
 
 
+def wait(child):
+    """-> the exit status of a process; of one that a signal has ended, minus its number."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def side_by_side(options, processes, at_step=None):
     """What torchrun does, on this machine -> the exit status of each process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
-    children = [start(options, at_step, RANK=str(n), LOCAL_RANK=str(n), **common) for n in range(processes)]
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": str(processes),
+        "TORCHELASTIC_RUN_ID": "x",  # by this train.py knows that it is one of several
+    }
+    ranks = map(str, range(processes))
+    children = [start(options, at_step, RANK=rank, LOCAL_RANK=rank, **common) for rank in ranks]
+    return [wait(child) for child in children]
 
 
 def run(options, kill_after=None):
@@ -71,24 +82,41 @@ def run(options, kill_after=None):
     if kill_after is not None:
         time.sleep(kill_after)
         os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return wait(child)
 
 
 def leaves(tree):
     """All that lies in nested dicts and lists."""
-    if isinstance(tree, dict | list | tuple):
-        return [leaf for branch in (tree.values() if isinstance(tree, dict) else tree) for leaf in leaves(branch)]
-    return [tree]
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, list | tuple):
+        return [tree]
+    return [leaf for branch in tree for leaf in leaves(branch)]
 
 
 def assert_same_end(a, b):
-    """Two run folders hold the same weights, averages, moments and losses, and rows, but for the last column: times."""
-    ends = [torch.load(f"{folder}/checkpoint.pt", weights_only=True) for folder in (a, b)]
-    parts = [leaves([e["model"], e["meta"], e["training"]["model"], e["training"]["optimizer"]]) for e in ends]
-    for x, y in zip(*parts, strict=True):
+    """Two run folders hold the same weights, averages, moments and losses.
+
+    Their rows are the same, too, but for the last column, which is the speed.
+    """
+    numbers, rows = [], []
+    for folder in map(Path, (a, b)):
+        end = torch.load(folder / "checkpoint.pt", weights_only=True)
+        training = end["training"]
+        same = end["model"], end["meta"], training["model"], training["optimizer"]
+        numbers.append(leaves(same))
+        lines = (folder / "metrics.csv").read_text().splitlines()
+        rows.append([line.rsplit(",", 1)[0] for line in lines])
+    for x, y in zip(*numbers, strict=True):
         assert torch.equal(x, y) if torch.is_tensor(x) else x == y
-    rows = [[row.rsplit(",", 1)[0] for row in Path(folder, "metrics.csv").read_text().splitlines()] for folder in (a, b)]
     assert rows[0] == rows[1], "a row is lost or doubled"
+
+
+def check_rows(path):
+    """metrics.csv can be read at any moment: whole rows, and each step once."""
+    rows = [row.split(",") for row in path.read_text().splitlines()]
+    steps = [int(row[0]) for row in rows[1:]]
+    assert all(len(row) == 4 for row in rows) and steps == sorted(set(steps)), rows
 
 
 def kill(count, seed):
@@ -108,10 +136,8 @@ def kill(count, seed):
             saving += status < 0 and (out / "checkpoint.pt.part").exists()
             if (out / "checkpoint.pt").exists():
                 steps.add(flowclip.load_checkpoint(out / "checkpoint.pt")[1]["step"])
-            if (out / "metrics.csv").exists():  # readable at any moment
-                rows = [row.split(",") for row in (out / "metrics.csv").read_text().splitlines()]
-                numbers = [int(row[0]) for row in rows[1:]]
-                assert all(len(row) == 4 for row in rows) and numbers == sorted(set(numbers)), rows
+            if (out / "metrics.csv").exists():
+                check_rows(out / "metrics.csv")
         assert status == 0 or run(options) == 0
         assert_same_end(out, "whole")
     return f"{kills} kills of {runs} runs, {saving} of them during a save, at steps {sorted(steps)}"

@@ -1,14 +1,16 @@
-"""What the docs say, written once more in plain Python numbers (float64 loops) and closed forms; no tensor algebra.
+"""What the docs say, once more in plain Python numbers: float64 loops and closed forms.
 
-Nothing here comes from flowclip.py. An oracle takes lists or tensors and answers with lists or float64 tensors.
+There is no tensor algebra, and nothing comes from flowclip.py. An oracle takes lists or tensors and
+answers with lists or float64 tensors.
 """
 
+import itertools
 import math
 
 import torch
 
 
-def waves(u, d):
+def sinusoids(u, d):
     """[cos(u w_0), ..., sin(u w_0), ...], w_k = 10000^(-k / (d / 2)): chapter 3."""
     w = [10_000 ** (-k / (d // 2)) for k in range(d // 2)]
     return [math.cos(u * f) for f in w] + [math.sin(u * f) for f in w]
@@ -16,7 +18,8 @@ def waves(u, d):
 
 def positions(dim, grid):
     """[POS-1] for every patch, row by row."""
-    return [waves(r, dim // 2) + waves(c, dim // 2) for r in range(grid) for c in range(grid)]
+    place = [sinusoids(n, dim // 2) for n in range(grid)]
+    return [row + column for row in place for column in place]
 
 
 def patches(images, p):
@@ -25,9 +28,9 @@ def patches(images, p):
     columns, found = W // p, {}
     for b in range(B):
         for n in range((H // p) * columns):
-            top, left = n // columns * p, n % columns * p
-            pixels = [images[b, c, top + i, left + j].item() for i in range(p) for j in range(p) for c in range(C)]
-            found[b, n] = pixels
+            top, left, found[b, n] = n // columns * p, n % columns * p, []
+            for i, j, c in itertools.product(range(p), range(p), range(C)):
+                found[b, n].append(images[b, c, top + i, left + j].item())
     return found
 
 
@@ -42,7 +45,8 @@ def attention(module, x, Z, mask):
     heads, d = module.num_heads, module.q_proj.out_features // module.num_heads
     outputs, weights = [], []
     for patches_b, tokens, real in zip(x.tolist(), Z.tolist(), mask.tolist()):
-        keys, values = [linear(module.k_proj, z) for z in tokens], [linear(module.v_proj, z) for z in tokens]
+        keys = [linear(module.k_proj, z) for z in tokens]
+        values = [linear(module.v_proj, z) for z in tokens]
         rows, A = [], [[] for _ in range(heads)]
         for patch in patches_b:
             q, joined = linear(module.q_proj, patch), []
@@ -100,7 +104,10 @@ def solve(velocity, x, N, solver):
 
 
 def adamw_step(weight, grad, m, u, step, lr, decay):
-    """Step 1, 2, ... of AdamW (Loshchilov & Hutter 2019), betas 0.9 and 0.999, epsilon 1e-8 -> (weight, m, u)."""
+    """Step 1, 2, ... of AdamW (Loshchilov & Hutter 2019) -> (weight, m, u).
+
+    The betas are 0.9 and 0.999, epsilon is 1e-8.
+    """
     m, u = 0.9 * m + 0.1 * grad, 0.999 * u + 0.001 * grad**2
     move = (m / (1 - 0.9**step)) / ((u / (1 - 0.999**step)) ** 0.5 + 1e-8)
     return weight * (1 - lr * decay) - lr * move, m, u

@@ -44,7 +44,9 @@ def test_words_are_cut_one_by_one_and_read_back(small_encoder, words):
     ids = [piece for word in words for piece in ids_between(small_encoder, word)]
     row = small_encoder.tokenize(prompt)
     assert row.shape == (1, 77) and row[0].tolist() == [49406, *ids, 49407] + [0] * (75 - len(ids))
-    assert torch.equal(small_encoder.tokenize([prompt.upper(), f"  {prompt} "]), row.expand(2, -1)), "case, and blanks around"
+    assert torch.equal(
+        small_encoder.tokenize([prompt.upper(), f"  {prompt} "]), row.expand(2, -1)
+    ), "case, and blanks around"
     if prompt.isascii():  # (elsewhere a token may be a part of a letter)
         assert "".join(small_encoder.tokens(prompt)) == f"[BOS]{''.join(words)}[EOS]"
 
@@ -70,15 +72,19 @@ def test_long_prompts_are_cut_with_a_warning(small_encoder, word, count):
 
 
 @pytest.mark.spec("CLIP-3")
-@given(st.lists(draw.prompts | st.integers(60, 90).map(lambda count: "!= " * count), min_size=1, max_size=3))
+@given(
+    st.lists(
+        draw.prompts | st.integers(60, 90).map(lambda count: "!= " * count), min_size=1, max_size=3
+    )
+)
 @example(["", "a cat", "hi!; there", "!==", "a!=b", 90 * "dog "])
 def test_mask_is_found_by_the_place_of_eos(small_encoder, texts):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ids, (_, mask) = small_encoder.tokenize(texts), small_encoder(texts)
-    assert mask.dtype == torch.bool and mask.shape == (len(texts), 77)
+    assert mask.dtype == torch.bool and len(mask) == len(texts)
     for text, row, real in zip(texts, ids.tolist(), mask.tolist()):
-        assert real == [m <= row.index(49407) for m in range(77)], text
+        assert real == [m <= row.index(49407) for m in range(len(real))] and sum(real) > 1, text
     assert 0 in ids_between(small_encoder, "hi!; there"), "there is a real token of id 0"
 
 
@@ -86,9 +92,10 @@ def test_mask_is_found_by_the_place_of_eos(small_encoder, texts):
 def test_shape_dtype_and_final_layernorm(encoder):
     Z = encoder.encode(["a cat", "two dogs"])
     assert Z.shape == (2, 77, 512) and Z.dtype == torch.float32
-    norm = encoder.tower.ln_final  # with weight 1 and bias 0, as it starts: each vector has mean 0 and variance 1
+    norm = encoder.tower.ln_final  # at the start its weight is 1 and its bias 0
     assert norm.weight.eq(1).all() and norm.bias.eq(0).all()
-    assert Z.mean(-1).abs().max() < 1e-5 and (Z[:, :4].var(-1, unbiased=False) - 1).abs().max() < 1e-3
+    assert Z.mean(-1).abs().max() < 1e-5
+    assert (Z[:, :4].var(-1, unbiased=False) - 1).abs().max() < 1e-3
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(encoder.encode(["a cat", "two dogs", "a"])[:2], Z)
 
@@ -101,17 +108,19 @@ def test_real_tokens_are_those_of_the_whole_tower_and_padding_is_zero(small_enco
     ids, tower = small_encoder.tokenize(texts), copy.copy(small_encoder.tower)
     tower.output_tokens = True  # open_clip's own forward pass, over all 77 places
     with torch.no_grad():
-        whole = tower(ids)[1]
+        whole = tower(ids)[1][:, : mask.shape[1]]
     torch.testing.assert_close(Z[mask], whole[mask], atol=1e-4, rtol=1e-4)
     assert Z[~mask].eq(0).all()
     layers, places = small_encoder.tower.transformer.resblocks, set()
-    hooks = [layer.register_forward_hook(lambda _, inputs, out: places.add(out.shape[1])) for layer in layers]
+    watch = lambda _, inputs, out: places.add(out.shape[1])  # noqa: E731
+    hooks = [layer.register_forward_hook(watch) for layer in layers]
     try:
         small_encoder(texts)
     finally:
         for hook in hooks:
             hook.remove()
-    assert places == {max(row.index(49407) for row in ids.tolist()) + 1}, "no place after the longest prompt is computed"
+    longest = max(row.index(49407) for row in ids.tolist()) + 1
+    assert places == {longest}, "no place after the longest prompt is computed"
 
 
 @pytest.mark.spec("CLIP-5")
@@ -122,7 +131,9 @@ def test_a_later_token_never_changes_an_earlier_vector(small_encoder, start, one
     same = int((ids[0] == ids[1]).long().cumprod(0).sum())  # so many ids at the front are equal
     torch.testing.assert_close(Z[0, :same], Z[1, :same], atol=1e-4, rtol=1e-4)
     if same < 77:
-        assert (Z[0, same] - Z[1, same]).abs().max() > 0.01, "the first token that differs has another vector"
+        assert (Z[0, same] - Z[1, same]).abs().max() > 0.01, (
+            "the first token that differs has another vector"
+        )
 
 
 @pytest.mark.spec("CLIP-6")
@@ -163,7 +174,9 @@ def test_frozen(encoder):
 @pytest.mark.spec("CLIP-10")
 def test_quickgelu(encoder, small_encoder):
     x = torch.linspace(-3, 3, 7)
-    plain = small_encoder.tower.transformer.resblocks[0].mlp.gelu  # ViT-S-32-alt has the ordinary one
+    plain = small_encoder.tower.transformer.resblocks[
+        0
+    ].mlp.gelu  # ViT-S-32-alt has the ordinary one
     torch.testing.assert_close(plain(x), x * 0.5 * (1 + torch.erf(x / 2**0.5)))
     activation = encoder.tower.transformer.resblocks[0].mlp.gelu
     torch.testing.assert_close(activation(x), x / (1 + torch.exp(-1.702 * x)))
@@ -177,7 +190,10 @@ def test_weights_by_path_give_the_same_vectors(small_encoder, tmp_path, kind):
     from safetensors.torch import save_file
 
     encoder = small_encoder
-    state = {name: tensor + 0.01 * torch.randn_like(tensor) for name, tensor in encoder.tower.state_dict().items()}
+    state = {
+        name: tensor + 0.01 * torch.randn_like(tensor)
+        for name, tensor in encoder.tower.state_dict().items()
+    }
     vision = {"visual.conv1.weight": torch.zeros(2), "logit_scale": torch.zeros(())}
     path = tmp_path / kind
     if kind.startswith("half"):
@@ -190,9 +206,10 @@ def test_weights_by_path_give_the_same_vectors(small_encoder, tmp_path, kind):
         save_file({f"text.{name}": tensor for name, tensor in state.items()} | vision, path)
     loaded, expected = flowclip.CLIPTextEncoder(encoder.model_name, path), copy.deepcopy(encoder)
     expected.tower.load_state_dict(state)
-    assert torch.equal(loaded.encode("a red car"), expected.encode("a red car")) and loaded.encode("").dtype == torch.float32
-    assert (loaded.model_name, loaded.pretrained) == (encoder.model_name, str(path)) and encoder.pretrained == "untrained"
-    assert not torch.equal(loaded.encode("a red car"), encoder.encode("a red car"))
+    Z = loaded.encode("a red car")
+    assert torch.equal(Z, expected.encode("a red car")) and Z.dtype == torch.float32
+    assert (loaded.model_name, loaded.pretrained) == (encoder.model_name, str(path))
+    assert not torch.equal(Z, encoder.encode("a red car"))
 
 
 @pytest.mark.spec("CLIP-11")
@@ -202,15 +219,15 @@ def test_weights_that_do_not_fit_are_refused(small_encoder, tmp_path):
     del missing["ln_final.weight"]
     for name, content in {"missing": missing, "reshaped": reshaped, "list": [1, 2]}.items():
         torch.save(content, tmp_path / name)
-        reason = {"missing": "'ln_final.weight'$", "reshaped": r"text_projection.*\[3, 3\].*\[256, 256\]\)\.$"}.get(name, "")
-        with pytest.raises(ValueError, match=f"{name} holds no text tower of ViT-S-32-alt: .*{reason}"):
+        reason = {"missing": "ln_final.weight", "reshaped": "text_projection"}.get(name, "")
+        with pytest.raises(ValueError, match=rf"(?s){name} holds no text tower.*{reason}"):
             flowclip.CLIPTextEncoder("ViT-S-32-alt", tmp_path / name)
     (tmp_path / "text").write_text("not a checkpoint")
     with pytest.raises(ValueError, match="holds no text tower"):
         flowclip.CLIPTextEncoder("ViT-S-32-alt", str(tmp_path / "text"))
-    with pytest.raises(ValueError, match="no such file.*openai"):
+    with pytest.raises(ValueError, match="no file, and no tag of .*openai"):
         flowclip.CLIPTextEncoder(pretrained=str(tmp_path / "nothing.pt"))
-    with pytest.raises(ValueError, match="ViT-B-32-quickgelu"):
+    with pytest.raises(ValueError, match="'ViT-B-32-quickgel' is no model"):
         flowclip.CLIPTextEncoder("ViT-B-32-quickgel")
 
 
@@ -218,22 +235,22 @@ def test_weights_that_do_not_fit_are_refused(small_encoder, tmp_path):
 def test_untrained_is_reproducible_and_leaves_the_rng(encoder):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    with pytest.warns(UserWarning, match="^this CLIP text tower is untrained: it tells prompts apart, but knows no meaning$"):
+    with pytest.warns(UserWarning, match="untrained"):
         again = flowclip.CLIPTextEncoder(pretrained="untrained")
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(again.encode("a red car"), encoder.encode("a red car"))
-    pooled = torch.nn.functional.normalize(encoder.encode(["a dog", "a truck"], return_pooled=True)[1], dim=-1)
-    assert pooled[0] @ pooled[1] < 0.99, "it tells prompts apart"
+    dog, truck = encoder.encode(["a dog", "a truck"], return_pooled=True)[1]
+    assert torch.cosine_similarity(dog, truck, dim=0) < 0.99, "it tells prompts apart"
 
 
 @pytest.mark.spec("CLIP-13")
 def test_trim_keeps_the_longest_prompt(encoder):
-    Z, mask = encoder(["", "a photo of a cat", "a cat"])
+    texts = ["", "a photo of a cat", "a cat"]
+    Z, mask = encoder.encode(texts), torch.arange(77) < torch.tensor([[2], [7], [4]])
     short, short_mask = flowclip.trim_context(Z, mask)
-    assert short.shape == (3, 7, 512) and short_mask.shape == (3, 7)
-    assert torch.equal(short, Z[:, :7]) and torch.equal(short_mask, mask[:, :7]) and not mask[:, 7:].any()
-    with pytest.raises(ValueError, match=r"^mask has shape \[2, 77\], expected \[3, 77\]$"):
-        flowclip.trim_context(Z, mask[:2])
+    assert torch.equal(short, Z[:, :7]) and torch.equal(short_mask, mask[:, :7])
+    mask[0, 8] = True  # a real token after masked ones counts, too
+    assert flowclip.trim_context(Z, mask)[0].shape == (3, 9, 512)
 
 
 @pytest.mark.spec("CLIP-14")
@@ -243,11 +260,15 @@ def test_golden_vectors_of_the_real_weights(monkeypatch):
     try:
         encoder = flowclip.CLIPTextEncoder()
     except ConnectionError:
-        pytest.skip("OpenAI's weights are not in the cache; FLOWCLIP_DOWNLOAD=1 pytest fetches them (600 MB)")
+        pytest.skip(
+            "OpenAI's weights are not in the cache; FLOWCLIP_DOWNLOAD=1 pytest fetches 600 MB"
+        )
     Z, pooled = encoder.encode(["a photo of a cat", ""], return_pooled=True)
     rows = [[-0.5844, 0.3685, -2.0744], [-0.9600, 1.0018, -0.2415], [-0.5957, -0.1719, 0.4689]]
     torch.testing.assert_close(Z[0, 1:4, 1:4], torch.tensor(rows), atol=2e-4, rtol=0)
-    torch.testing.assert_close(pooled[0, 1:4], torch.tensor([0.1658, 0.8876, 10.6313]), atol=2e-4, rtol=0)
+    torch.testing.assert_close(
+        pooled[0, 1:4], torch.tensor([0.1658, 0.8876, 10.6313]), atol=2e-4, rtol=0
+    )
     assert torch.cosine_similarity(pooled[:1], pooled[1:]).item() == pytest.approx(0.653, abs=1e-3)
 
 
@@ -260,12 +281,13 @@ def test_a_failed_download_is_quick_and_says_what_is_missing(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "get_session", refuse)
     seen, constants = [], huggingface_hub.constants
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda cfg: seen.append(constants.HF_HUB_OFFLINE) or refuse())
-    was = constants.HF_HUB_OFFLINE
-    with pytest.raises(ConnectionError, match="could not download CLIP weights 'openai' of ViT-B-32-quickgelu"):
+    cache = lambda source: seen.append(constants.HF_HUB_OFFLINE) or refuse()  # noqa: E731
+    monkeypatch.setattr(open_clip, "download_pretrained", cache)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(ConnectionError, match="'openai' of ViT-B-32-quickgelu"):
         flowclip.CLIPTextEncoder()
-    assert seen == [True] and was == constants.HF_HUB_OFFLINE
-    with pytest.raises(ConnectionError, match="'laion2b_s34b_b79k' of ViT-B-32 from"):
+    assert seen == [True], "without a network the cache alone is asked"
+    with pytest.raises(ConnectionError, match="'laion2b_s34b_b79k' of ViT-B-32"):
         flowclip.CLIPTextEncoder("ViT-B-32", "laion2b_s34b_b79k")  # no QuickGELU on either side
 
 
@@ -294,7 +316,9 @@ def test_a_download_is_loaded(encoder, monkeypatch, tmp_path):
     assert torch.equal(loaded.encode("a red car"), encoder.encode("a red car"))
 
 
-@pytest.mark.parametrize("bad", [[], [3], None])
-def test_prompts_must_be_strings(encoder, bad):
-    with pytest.raises((ValueError, TypeError)):
-        encoder(bad)
+def test_a_call_is_no_longer_than_its_longest_prompt(small_encoder):
+    """What the samplers and the trainer read; encode() pads to all 77 places."""
+    Z, mask = small_encoder(["a red car", "a car"])
+    assert Z.shape == (2, 5, 256) and mask.tolist() == [5 * [True], 4 * [True] + [False]]
+    padded = small_encoder.encode(["a red car", "a car"])
+    assert torch.equal(padded[:, :5], Z) and padded[:, 5:].eq(0).all() and padded.shape[1] == 77

@@ -14,7 +14,9 @@ from tests import strategies as draw
 
 def setting(s):
     """-> attention in float64 with random weights, x, Z and mask."""
-    attention = draw.randomise(flowclip.CrossAttention(s.heads * s.d, s.D_z, s.heads).double(), s.seed)
+    attention = draw.randomise(
+        flowclip.CrossAttention(s.heads * s.d, s.D_z, s.heads).double(), s.seed
+    )
     return attention, *s.tensors()
 
 

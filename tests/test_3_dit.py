@@ -24,7 +24,9 @@ def test_patches_in_order_and_back(s):
     if s.rows == s.columns:
         assert torch.equal(flowclip.unpatchify(patches, s.p), images)
     pixels = images.to(torch.uint8)  # numbers of any kind may be cut
-    assert torch.equal(flowclip.unpatchify(flowclip.patchify(pixels, s.p), s.p, (s.rows, s.columns)), pixels)
+    assert torch.equal(
+        flowclip.unpatchify(flowclip.patchify(pixels, s.p), s.p, (s.rows, s.columns)), pixels
+    )
 
 
 @pytest.mark.spec("PATCH-1")
@@ -44,7 +46,9 @@ def test_positions(dim, grid):
 @pytest.mark.spec("POS-2")
 def test_positions_are_fixed_and_each_matters(make_model):
     model = make_model()
-    assert "positions" not in dict(model.named_parameters()) and "positions" not in model.state_dict()
+    assert (
+        "positions" not in dict(model.named_parameters()) and "positions" not in model.state_dict()
+    )
     torch.testing.assert_close(model.positions, flowclip.position_embedding_2d(16, 4))
     xt, t, Z = torch.randn(1, 3, 8, 8), torch.tensor([0.3]), torch.randn(1, 4, 12)
     v = model(xt, t, Z)
@@ -59,28 +63,32 @@ def test_positions_are_fixed_and_each_matters(make_model):
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=4), st.sampled_from([2, 8, 64]))
 def test_times(times, dim):
     t = torch.tensor(times)
-    expected = torch.tensor([oracles.waves(1000 * u, dim) for u in t.double().tolist()], dtype=torch.float32)
+    expected = torch.tensor(
+        [oracles.sinusoids(1000 * u, dim) for u in t.double().tolist()], dtype=torch.float32
+    )
     torch.testing.assert_close(flowclip.timestep_embedding(t, dim), expected, atol=2e-4, rtol=0)
 
 
 @pytest.mark.spec("TIME-1", "POS-1")
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=4), st.sampled_from([2, 6, 8]))
-def test_waves_of_any_shape_of_values(values, dim):
-    waves = torch.tensor([oracles.waves(value, dim) for value in values])
-    torch.testing.assert_close(flowclip.sinusoids(torch.tensor(values), dim), waves, atol=1e-4, rtol=0)
-    torch.testing.assert_close(flowclip.sinusoids(torch.tensor([values]), dim), waves[None], atol=1e-4, rtol=0)
+def test_sinusoids_of_any_shape_of_values(values, dim):
+    expected = torch.tensor([oracles.sinusoids(value, dim) for value in values])
+    for u, sinusoids in ((values, expected), ([values], expected[None])):
+        mine = flowclip.sinusoids(torch.tensor(u), dim)
+        torch.testing.assert_close(mine, sinusoids, atol=1e-4, rtol=0)
 
 
 @pytest.mark.spec("TIME-1", "TIME-2")
 def test_times_are_distinct_and_float32():
     t = torch.linspace(0, 1, 101)
-    distances = torch.cdist(flowclip.timestep_embedding(t, 256), flowclip.timestep_embedding(t, 256))
+    e = flowclip.timestep_embedding(t, 256)
+    distances = torch.cdist(e, e)
     assert (distances + 99 * torch.eye(101)).min() > 2, "t and t + 0.01 clearly differ"
     for dtype in (torch.float64, torch.bfloat16):
-        t = torch.tensor([0.504]).to(dtype)  # (in bfloat16 0.50390625, and 1000 times that 503.90625)
-        e = flowclip.timestep_embedding(t, 8)
+        t = torch.tensor([0.504]).to(dtype)  # in bfloat16 0.50390625, 1000 times that 503.90625
+        e, expected = flowclip.timestep_embedding(t, 8), oracles.sinusoids(1000 * t.item(), 8)
         assert e.dtype == torch.float32
-        torch.testing.assert_close(e, torch.tensor([oracles.waves(1000 * t.item(), 8)]), atol=2e-4, rtol=0)
+        torch.testing.assert_close(e, torch.tensor([expected]), atol=2e-4, rtol=0)
     a, b = flowclip.timestep_embedding(torch.tensor([0.501, 0.502]), 8)
     assert (a - b).abs().max() > 0.5
 
@@ -90,7 +98,8 @@ def test_times_are_distinct_and_float32():
 @given(draw.seeds, st.integers(1, 3), st.integers(1, 5))
 def test_the_model_is_the_composition_of_its_documented_parts(make_model, kind, seed, B, M):
     model, g = make_model(kind, seed), torch.Generator().manual_seed(seed)
-    xt, t, Z = torch.randn(B, 3, 8, 8, generator=g), torch.rand(B, generator=g), torch.randn(B, M, 12, generator=g)
+    xt, t = torch.randn(B, 3, 8, 8, generator=g), torch.rand(B, generator=g)
+    Z = torch.randn(B, M, 12, generator=g)
     mask = torch.arange(M) < torch.randint(1, M + 1, (B, 1), generator=g)
     first, second = model.time_mlp[0], model.time_mlp[2]
     h = first(flowclip.timestep_embedding(t, 16))
@@ -120,28 +129,43 @@ def test_adaln(seed):
     assert {name for name, _ in layer.named_parameters()} == {"linear.weight", "linear.bias"}
     g = torch.Generator().manual_seed(seed)
     x, c = torch.randn(2, 3, 4, generator=g).double(), torch.randn(2, 3, generator=g).double()
-    expected = [[oracles.adaln(layer, patch, condition) for patch in rows] for rows, condition in zip(x.tolist(), c.tolist())]
+    expected = [
+        [oracles.adaln(layer, patch, condition) for patch in rows]
+        for rows, condition in zip(x.tolist(), c.tolist())
+    ]
     torch.testing.assert_close(layer(x, c), torch.tensor(expected).double(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.spec("DIT-4")
 @given(draw.seeds, st.integers(1, 4))
 def test_a_class_is_added_to_the_time(make_model, seed, classes):
-    model, g, count = make_model("ConditionalDiT", seed, num_classes=classes), torch.Generator().manual_seed(seed), classes + 1
+    model, g, count = (
+        make_model("ConditionalDiT", seed, num_classes=classes),
+        torch.Generator().manual_seed(seed),
+        classes + 1,
+    )
     xt, t = torch.randn(count, 3, 8, 8, generator=g), torch.rand(count, generator=g)
     assert model.label_embedding.weight.shape == (count, 64)
     outputs = model(xt[:1].expand(count, -1, -1, -1), t[:1].expand(count), torch.arange(count))
-    assert torch.pdist(outputs.flatten(1)).min() > 1e-3, "each class, the null class too, has its own v"
+    assert torch.pdist(outputs.flatten(1)).min() > 1e-3, (
+        "each class, the null class too, has its own v"
+    )
     with torch.no_grad():
         model.label_embedding.weight.zero_()
-    torch.testing.assert_close(model(xt, t, torch.arange(count)), flowclip.DiT.forward(model, xt, t))
+    torch.testing.assert_close(
+        model(xt, t, torch.arange(count)), flowclip.DiT.forward(model, xt, t)
+    )
 
 
 @pytest.mark.spec("DIT-7")
 @pytest.mark.parametrize("kind", ["DiT", "ConditionalDiT", "TextConditionalDiT"])
 def test_the_first_prediction_is_zero(kind):
     model = getattr(flowclip, kind)(img_size=8, patch_size=2, embed_dim=16, depth=2, num_heads=2)
-    condition = {"DiT": [], "ConditionalDiT": [torch.tensor([1, 2])], "TextConditionalDiT": [torch.randn(2, 3, 512)]}[kind]
+    condition = {
+        "DiT": [],
+        "ConditionalDiT": [torch.tensor([1, 2])],
+        "TextConditionalDiT": [torch.randn(2, 3, 512)],
+    }[kind]
     xt, t = torch.randn(2, 3, 8, 8), torch.rand(2)
     assert (model(xt, t, *condition) == 0).all()
     layers = [module.linear for module in model.modules() if isinstance(module, flowclip.AdaLN)]
@@ -150,7 +174,11 @@ def test_the_first_prediction_is_zero(kind):
     for name, layer in model.named_modules():
         if isinstance(layer, torch.nn.Embedding):
             assert 0.017 < layer.weight.std() < 0.023
-        if isinstance(layer, torch.nn.Linear) and layer not in (*layers, model.final_linear) and name != "context_proj":
+        if (
+            isinstance(layer, torch.nn.Linear)
+            and layer not in (*layers, model.final_linear)
+            and name != "context_proj"
+        ):
             bound = math.sqrt(6 / (layer.in_features + layer.out_features))
             assert (layer.bias == 0).all() and 0.9 * bound < layer.weight.abs().max() <= bound, name
 
@@ -160,10 +188,19 @@ def test_parameter_counts():
     def count(model):
         return sum(parameter.numel() for parameter in model.parameters())
 
-    text, labels = flowclip.TextConditionalDiT(), flowclip.ConditionalDiT(img_size=32, patch_size=4, in_channels=3)
-    assert (count(text), count(labels), count(flowclip.DiT())) == (18_145_072, 12_379_440, 12_368_176)
+    text, labels = (
+        flowclip.TextConditionalDiT(),
+        flowclip.ConditionalDiT(img_size=32, patch_size=4, in_channels=3),
+    )
+    assert (count(text), count(labels), count(flowclip.DiT())) == (
+        18_145_072,
+        12_379_440,
+        12_368_176,
+    )
     assert count(text) - count(labels) == 5_765_632
-    assert issubclass(flowclip.TextConditionalDiT, flowclip.DiT) and issubclass(flowclip.ConditionalDiT, flowclip.DiT)
+    assert issubclass(flowclip.TextConditionalDiT, flowclip.DiT) and issubclass(
+        flowclip.ConditionalDiT, flowclip.DiT
+    )
 
 
 @pytest.mark.spec("DIT-9", "CLIP-13")
@@ -193,7 +230,8 @@ def test_text_and_time_matter(make_model):
 @pytest.mark.spec("DIT-2", "DIT-5")
 def test_every_parameter_gets_a_gradient(make_model):
     model = make_model().train()
-    v = model(torch.randn(2, 3, 8, 8), torch.rand(2), torch.randn(2, 4, 12), torch.ones(2, 4, dtype=torch.bool))
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    v = model(torch.randn(2, 3, 8, 8), torch.rand(2), torch.randn(2, 4, 12), mask)
     v.square().sum().backward()
     for name, parameter in model.named_parameters():
         if not name.endswith("k_proj.bias"):  # softmax does not see it, as chapter 3 says
@@ -202,10 +240,15 @@ def test_every_parameter_gets_a_gradient(make_model):
 
 def test_arguments_by_place():
     by_place = flowclip.ConditionalDiT(8, 2, 1, 16, 1, 2, 2.0, num_classes=3)
-    assert by_place.image_shape == (1, 8, 8) and len(by_place.blocks) == 1 and by_place.label_embedding.weight.shape == (4, 64)
-    assert by_place.blocks[0].mlp[0].out_features == 32 and by_place.blocks[0].self_attn.num_heads == 2
-    text = flowclip.TextConditionalDiT(8, 2, 1, 16, 1, 2, 2.0, 12)
-    names = ("img_size", "patch_size", "in_channels", "embed_dim", "depth", "num_heads", "mlp_ratio", "context_dim")
-    assert text.config == dict(zip(names, (8, 2, 1, 16, 1, 2, 2.0, 12))) and text.image_shape == (1, 8, 8)
-    assert text.blocks[0].cross_attn.num_heads == text.blocks[0].self_attn.num_heads == 2
-    assert text.blocks[0].cross_attn.k_proj.in_features == 12 and text.blocks[0].mlp[0].out_features == 32
+    assert by_place.image_shape == (1, 8, 8) and len(by_place.blocks) == 1
+    assert by_place.label_embedding.weight.shape == (4, 64)
+    assert by_place.blocks[0].mlp[0].out_features == 32
+    assert by_place.blocks[0].self_attn.num_heads == 2
+    text = flowclip.TextConditionalDiT(8, 2, 1, 16, 1, 2, 2.0, context_dim=12)
+    assert text.config == dict(
+        img_size=8, patch_size=2, in_channels=1, embed_dim=16, depth=1, num_heads=2,
+        mlp_ratio=2.0, context_dim=12,
+    )  # fmt: skip
+    block = text.blocks[0]
+    assert block.cross_attn.num_heads == block.self_attn.num_heads == 2
+    assert block.cross_attn.k_proj.in_features == 12 and block.mlp[0].out_features == 32

@@ -1,4 +1,4 @@
-"""Several processes are one run: the same losses, one checkpoint; and what happens when one of them dies."""
+"""Several processes are one run: the same losses, one checkpoint; one that dies ends them all."""
 
 import json
 import os
@@ -6,18 +6,21 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import flowclip
-from tests.conftest import ROOT, one_line
+import train
+from tests import strategies as draw
+from tests.conftest import ROOT
 
-pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here"), pytest.mark.heavy]
+heavy = pytest.mark.heavy
 
 SCRIPT = """
-import json, os, time, train
+import flowclip, json, os, time, train
 from tests import forked
 
 def note(trainer, loss):
-    with open(f"losses-{trainer.world}-{trainer.rank}", "a") as file:
+    with open(f"losses-{trainer.world_size}-{trainer.rank}", "a") as file:
         file.write(f"{loss}\\n")
 
 def die(trainer, loss):
@@ -28,23 +31,36 @@ def stop(trainer, loss):
     if trainer.rank == 1 and trainer.step == 3:
         os.kill(os.getpid(), 15)
 
-load = train.load_data
+def watch(module, name, before=lambda: None):
+    real = getattr(module, name)
 
-def slow_first(*args):
-    time.sleep(2 * (os.environ["RANK"] == "0"))  # as long as a download
-    with open("loads", "a") as file:
-        file.write(os.environ["RANK"])
-    return load(*args)
+    def watched(*args):
+        before()
+        with open(name, "a") as file:
+            file.write(os.environ["RANK"])
+        return real(*args)
+
+    setattr(module, name, watched)
+
+def rows(trainer, loss):
+    if trainer.metrics:
+        with open("rows", "a") as file:
+            file.write(os.environ["RANK"])
+
+def run(name, processes, at_step=None, *more):
+    options = ["--batch-size", "256", "--out", name, *more]
+    return forked.side_by_side(options, processes, at_step)
 
 statuses = {
-    "one": forked.side_by_side(["--batch-size", "256", "--out", "one"], 1, note),
-    "two": forked.side_by_side(["--batch-size", "256", "--out", "two"], 2, note),
-    "dead": forked.side_by_side(["--batch-size", "256", "--out", "dead"], 2, die),
-    "stopped": forked.side_by_side(["--batch-size", "256", "--out", "stopped"], 2, stop),
-    "resumed": forked.side_by_side(["--batch-size", "256", "--out", "stopped", "--resume"], 2),
+    "one": run("one", 1, note),
+    "two": run("two", 2, note),
+    "dead": run("dead", 2, die),
+    "stopped": run("stopped", 2, stop),
+    "resumed": run("stopped", 2, None, "--resume"),
 }
-train.load_data = slow_first
-statuses["first"] = forked.side_by_side(["--max-steps", "1", "--out", "first"], 2)
+watch(train, "load_data", lambda: time.sleep(os.environ["RANK"] == "0"))  # as if it downloaded
+watch(flowclip, "save_checkpoint")
+statuses["watched"] = run("watched", 2, rows, "--max-steps", "1")
 print(json.dumps(statuses))
 """
 
@@ -52,32 +68,39 @@ print(json.dumps(statuses))
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """-> the folder of some runs, and the exit status of each of their processes."""
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork here")
     folder = tmp_path_factory.mktemp("distributed")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SCRIPT]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=folder, capture_output=True, text=True, timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, json.loads(done.stdout)
 
 
 def weights(path):
+    """-> meta, and the averaged weights as one vector."""
     model, meta = flowclip.load_checkpoint(path)
-    return meta, list(model.parameters())
+    return meta, draw.flat(model)
 
 
+@heavy
 @pytest.mark.spec("TRAIN-4")
 def test_one_and_two_processes_have_the_same_losses_at_every_step(runs):
     folder, statuses = runs
     assert statuses["one"] == [0] and statuses["two"] == [0, 0]
-    one, first, second = ([*map(float, (folder / f"losses-{n}").read_text().split())] for n in ("1-0", "2-0", "2-1"))
-    assert len(one) == 14 and first == second, "each process knows the loss of all"
-    assert max(abs(a - b) for a, b in zip(one, first, strict=True)) < 1e-4
+    one, first, second = (
+        torch.tensor([*map(float, (folder / f"losses-{name}").read_text().split())])
+        for name in ("1-0", "2-0", "2-1")
+    )
+    assert len(one) == 14 and first.equal(second), "each process knows the loss of all"
+    assert (one - first).abs().max() < 1e-4
     (meta, a), (other, b) = (weights(folder / name / "checkpoint.pt") for name in ("one", "two"))
-    assert meta["step"] == other["step"] == 14 and max((x - y).abs().max() for x, y in zip(a, b)) < 1e-3
-    rows = [(folder / name / "metrics.csv").read_text().splitlines() for name in ("one", "two")]
-    assert [row.split(",")[:2] for row in rows[0]] == [row.split(",")[:2] for row in rows[1]], "one process writes"
+    assert meta["step"] == other["step"] == 14 and (a - b).abs().max() < 1e-3
 
 
+@heavy
 def test_a_process_that_dies_ends_the_run_and_leaves_the_checkpoint(runs):
     folder, statuses = runs
     assert statuses["dead"][1] == 9 and statuses["dead"][0] not in (0, 9)
@@ -85,20 +108,28 @@ def test_a_process_that_dies_ends_the_run_and_leaves_the_checkpoint(runs):
     assert not list(folder.glob("*/*.part"))
 
 
+@heavy
 def test_a_signal_stops_all_at_the_same_step_and_the_run_resumes(runs):
     folder, statuses = runs
     assert statuses["stopped"] == [143, 143] and statuses["resumed"] == [0, 0]
-    (meta, a), (other, b) = (weights(folder / name / "checkpoint.pt") for name in ("two", "stopped"))
-    assert meta["losses"] == other["losses"] and all((x == y).all() for x, y in zip(a, b))
+    (meta, a), (other, b) = (
+        weights(folder / name / "checkpoint.pt") for name in ("two", "stopped")
+    )
+    assert meta["losses"] == other["losses"] and a.equal(b)
 
 
-def test_the_first_process_alone_downloads(runs):
+@heavy
+def test_the_first_process_alone_downloads_and_writes(runs):
     folder, statuses = runs
-    assert statuses["first"] == [0, 0] and (folder / "loads").read_text() == "01", "the others wait for it"
+    assert statuses["watched"] == [0, 0]
+    assert (folder / "load_data").read_text() == "01", "the others wait for it"
+    assert (folder / "save_checkpoint").read_text() == (folder / "rows").read_text() == "0"
 
 
-def test_the_batch_must_be_divisible(command, monkeypatch):
-    import train
-
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    one_line(command(train, "--demo"), "--batch-size is 64, expected a multiple of the 3 processes")
+def test_the_batch_must_be_divisible(make_model):
+    trainer = train.TextConditionalTrainer(
+        make_model(), draw.StandIn(), [], None, device="cpu", seed=0
+    )
+    trainer.world_size = 3
+    with pytest.raises(ValueError, match="^the batch size is 64, expected a multiple of 3$"):
+        trainer.train_step(torch.zeros(64, 3, 8, 8), 64 * ["dog"])

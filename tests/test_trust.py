@@ -1,11 +1,13 @@
-"""Nothing lost, nothing let in, every mistake answered: bad input, faults, fuzzing, long runs (docs/checkpoints.md)."""
+"""Nothing lost, nothing let in, every mistake answered (docs/checkpoints.md).
+
+Bad input, faults, fuzzing, long runs.
+"""
 
 import contextlib
 import csv
 import gc
 import io
 import itertools
-import json
 import os
 import re
 import signal
@@ -20,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -28,332 +30,308 @@ import flowclip
 import sample
 import train
 from tests import strategies as draw
-from tests.conftest import ROOT, TINY, one_line
+from tests import test_commands
+from tests.conftest import ROOT, TINY, flag_refused, one_line
 
 heavy = pytest.mark.heavy
-root = hasattr(os, "geteuid") and os.geteuid() == 0
+DEMO = ["--demo", *TINY]
+drawn, pictures = test_commands.drawn, test_commands.pictures
+no_pictures = test_commands.no_pictures
 
 
-def picture(path, color="red", size=(8, 8), **options):
+def picture(path, color="red", size=(8, 8)):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, color).save(path, **options)
+    Image.new("RGB", size, color).save(path)
 
 
 def everything(folder):
     """{path: content} of all files below: nothing may be created or changed by a mistake."""
-    return {path: path.read_bytes() if path.is_file() else None for path in sorted(Path(folder).rglob("*"))}
+    paths = sorted(Path(folder).rglob("*"))
+    return {path: path.read_bytes() if path.is_file() else None for path in paths}
 
 
 # ---- Images and captions ----
-def test_images_of_every_kind_are_converted(tmp_path):
-    gray = torch.arange(64).view(8, 8).numpy() * 4.0
-    Image.fromarray((gray * 257).astype(np.uint16)).save(tmp_path / "16bit.png")
-    Image.fromarray(gray.astype(np.uint8)).save(tmp_path / "gray.png")
-    for name in ("16bit.png", "gray.png"):
-        read = np.asarray(train.read_image(tmp_path / name))
-        assert read.shape == (8, 8, 3) and (read == gray[..., None]).all(), name
-    half = Image.new("RGBA", (8, 8), (255, 0, 0, 0))  # red below, but not to be seen
-    half.paste((0, 0, 255, 255), (0, 0, 4, 8))
-    half.save(tmp_path / "alpha.png")
-    half.convert("P").save(tmp_path / "palette.png", transparency=half.convert("P").getpixel((7, 7)))
-    for name in ("alpha.png", "palette.png"):
-        read = np.asarray(train.read_image(tmp_path / name)).astype(int)
-        assert abs(read[0, 0] - [0, 0, 255]).max() < 5 and (read[0, 7] == 255).all(), (name, "white shows where nothing is")
-    Image.new("I", (8, 8), 70_000).save(tmp_path / "32bit.tiff")
-    assert np.asarray(train.read_image(tmp_path / "32bit.tiff")).min() == 255
-    Image.new("F", (8, 8), 0.5).save(tmp_path / "float.tiff")
-    with pytest.raises(ValueError, match="float.tiff is not .*: its pixels are floating point numbers of an unknown scale"):
-        train.read_image(tmp_path / "float.tiff")
-    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg", quality=100)
-    Image.new("1", (8, 8), 1).save(tmp_path / "bits.png")
-    assert abs(np.asarray(train.read_image(tmp_path / "cmyk.jpg")).astype(int)[0, 0] - [255, 0, 0]).max() < 5
-    assert np.asarray(train.read_image(tmp_path / "bits.png")).min() == 255
-    upright, exif = Image.new("RGB", (4, 8), "lime"), Image.Exif()
-    exif[0x0112] = 6  # a telephone on its side
-    upright.save(tmp_path / "exif.jpg", exif=exif)
-    assert train.read_image(tmp_path / "exif.jpg").size == (8, 4)
-    assert train.read_image(tmp_path / "exif.jpg", 2).size == (2, 2)
+def pixels(path, size=8):
+    return np.asarray(train.read_pair(path, size)[0]).astype(int)
+
+
+def palette():
+    """One color, red, declared transparent."""
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([255, 0, 0])
+    image.info["transparency"] = 0
+    return image
+
+
+WHITE, RED, CLEAR_RED = (255, 255, 255), (255, 0, 0), (255, 0, 0, 0)
+
+
+@pytest.mark.parametrize("name, image, color", [
+    ("gray.png", Image.new("L", (8, 8), 77), (77, 77, 77)),
+    ("bits.png", Image.new("1", (8, 8), 1), WHITE),
+    ("cmyk.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)), RED),
+    ("opaque.png", Image.new("RGBA", (8, 8), (*RED, 255)), RED),
+    ("half.png", Image.new("RGBA", (8, 8), (*RED, 128)), (255, 127, 127)),
+    ("clear.png", Image.new("RGBA", (8, 8), CLEAR_RED), WHITE),
+    ("palette.png", palette(), WHITE),
+])  # fmt: skip
+def test_images_become_rgb_on_white(tmp_path, name, image, color):
+    image.save(tmp_path / name, quality=100)
+    read = pixels(tmp_path / name)
+    assert read.shape == (8, 8, 3) and abs(read - color).max() < 5
+
+
+@pytest.mark.parametrize("mode, name", [("I;16", "a.png"), ("I", "a.tiff"), ("F", "a.tiff")])
+def test_pixels_of_more_bits_are_refused(tmp_path, mode, name):
+    Image.new(mode, (8, 8)).save(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{tmp_path / name} .* 8 bits"):
+        train.read_pair(tmp_path / name, 8)
+
+
+def test_a_photo_of_a_telephone_on_its_side_is_upright(tmp_path):
+    image, exif = Image.new("RGB", (8, 8), "black"), Image.Exif()
+    image.paste("white", (0, 0, 8, 4))  # above
+    exif[0x0112] = 6  # above is right
+    image.save(tmp_path / "a.png", exif=exif)
+    read = pixels(tmp_path / "a.png")
+    assert (read[:, 4:] == 255).all() and (read[:, :4] == 0).all()
+
+
+def test_the_middle_of_an_image_is_kept(tmp_path):
+    image = Image.new("RGB", (24, 8), "black")
+    image.paste("white", (8, 0, 16, 8))
+    image.save(tmp_path / "a.png")
+    assert (pixels(tmp_path / "a.png") == 255).all()
+    assert (pixels(tmp_path / "a.png", 4) > 200).all()
 
 
 def huge_png(path, side=60_000):
     """A PNG of 60,000 x 60,000 pixels in a few bytes: 10.8 GB when unpacked."""
+
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        length, checksum = len(data), zlib.crc32(kind + data)
+        return struct.pack(">I", length) + kind + data + struct.pack(">I", checksum)
 
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
 
 
-BAD_FILES = {
-    "text.png": lambda path: path.write_text("not an image"),
-    "empty.png": lambda path: path.write_bytes(b""),
-    "cut.jpg": lambda path: (picture(path, size=(99, 99)), path.write_bytes(path.read_bytes()[:-99])),
-    "huge.png": huge_png,
-    "0.txt": lambda path: path.write_bytes(b""),
-    "1.txt": lambda path: path.write_bytes(b"caf\xe9"),
-    "2.txt": lambda path: path.write_text(10_000 * "word "),
-}
-
-
-@pytest.mark.parametrize("name", BAD_FILES)
-def test_a_broken_file_is_named(command, tmp_path, name):
+@pytest.mark.parametrize("name, spoil", [
+    ("1.png", lambda path: path.write_text("not an image")),
+    ("1.png", lambda path: path.write_bytes(b"")),
+    ("1.png", lambda path: path.write_bytes(path.read_bytes()[:-30])),
+    ("1.png", huge_png),
+    ("1.txt", lambda path: path.write_bytes(b"caf\xe9")),
+], ids=["text", "empty", "cut", "huge", "caption"])  # fmt: skip
+def test_a_broken_file_is_named(command, tmp_path, name, spoil):
     for n in range(3):
-        picture(tmp_path / f"my/dog/{n}.png", size=(16, 16))
-    BAD_FILES[name](tmp_path / "my/dog" / name)
+        picture(tmp_path / f"my/dog/{n}.png")
+    spoil(tmp_path / "my/dog" / name)
     before = everything(tmp_path)
-    said = "is not a caption: 1 to 2,000 characters in UTF-8" if name.endswith("txt") else "is not an image that can be read"
-    one_line(command(train, "--data", "my", "--clip-weights", "untrained", *TINY, "--batch-size", 2), f"my/dog/{name} {said}")
+    result = command(train, "--data", "my", "--clip-weights", "untrained", *TINY)
+    one_line(result, "my/dog/1.png ", "cannot be read: ")
     assert everything(tmp_path) == before
 
 
-@heavy
-def test_a_broken_file_among_many_is_named(command, tmp_path):
-    for n in range(600):  # enough for processes that decode beside each other
-        picture(tmp_path / f"my/dog/{n}.png", color=(n % 256, n // 256, 0))
-    images, _, captions = train.load_data("my")
-    assert len(images) == 600 and captions == ["a photo of a dog"]
-    names = sorted(str(n) + ".png" for n in range(600))
-    assert [f"{r + 256 * g}.png" for r, g, _ in images[:, :, 0, 0].tolist()] == names
-    (tmp_path / "my/dog/77.png").write_text("not an image")
-    one_line(command(train, "--data", "my", "--clip-weights", "untrained"), "my/dog/77.png is not an image that can be read: ")
-    (tmp_path / "my/dog/77.png").unlink()
-    os.mkfifo(tmp_path / "my/dog/77.png")  # which would never end
-    assert len(train.load_data("my")[0]) == 599
+def test_many_images_keep_their_order(tmp_path):
+    """Threads decode them beside each other."""
+    for n in range(300):
+        picture(tmp_path / f"dog/{n:03}.png", (n % 256, n // 256, 0))
+    images, _, _ = train.load_data(str(tmp_path))
+    assert [r + 256 * g for r, g, _ in images[:, :, 0, 0].tolist()] == [*range(300)]
 
 
-def test_folders_that_are_none(command, tmp_path):
-    picture(tmp_path / "one/dog/a.png")
-    picture(tmp_path / "small/dog/a.png", size=(2, 2))
+@pytest.mark.parametrize("data, said", [
+    ("nowhere", "--data nowhere: neither cifar10, digits, nor a folder"),
+    ("file", "--data file: neither cifar10, digits, nor a folder"),
+    ("empty", "--data empty: no image is there"),
+    ("flat", "--data flat: no image is there"),
+    ("classless", "--data classless: no image is there"),
+    ("small", "img_size is 2, expected a multiple of 4"),
+])  # fmt: skip
+def test_folders_that_are_none(command, tmp_path, data, said):
     picture(tmp_path / "flat/a.png")
-    picture(tmp_path / "loop/dog/a.png")
-    (tmp_path / "loop/cat").symlink_to(tmp_path / "loop", target_is_directory=True)
-    picture(tmp_path / "links/dog/a.png")
-    for name in ("up", "self", "too"):  # below a class, links are not followed: two of them would be 2^40 paths
-        (tmp_path / "links/dog" / name).symlink_to(tmp_path / "links", target_is_directory=True)
+    picture(tmp_path / "small/dog/a.png", size=(2, 2))
     (tmp_path / "empty").mkdir()
     (tmp_path / "classless/dog").mkdir(parents=True)
     (tmp_path / "file").write_text("x")
     before = everything(tmp_path)
-    options = ["--clip-weights", "untrained", *TINY]
-    one_line(command(train, "--data", "nowhere", *options), "--data nowhere: neither cifar10, digits, nor a folder that exists")
-    one_line(command(train, "--data", "file", *options), "--data file: neither cifar10, digits, nor a folder that exists")
-    none = "no image is there, expected a sub-folder of images a class"
-    one_line(command(train, "--data", "empty", *options), f"--data empty: {none}")
-    one_line(command(train, "--data", "classless", *options), f"--data classless: {none}")
-    one_line(command(train, "--data", "flat", *options), f"--data flat: {none}")
-    one_line(command(train, "--data", "", *options), "--data : neither cifar10, digits, nor a folder that exists")
-    one_line(command(train, "--data", "one", *options), "--batch-size is 64, expected 1 to 1, the number of images")
-    few = ["--batch-size", 1]
-    one_line(command(train, "--data", "small", *options, *few), "img_size is 2, expected a multiple of patch_size = 4")
-    one_line(command(train, "--data", "loop", *options, *few), "--data loop: loop/cat is a link that leads back")
-    assert len(train.load_data("links")[0]) == 1
+    one_line(command(train, "--data", data, "--clip-weights", "untrained", *TINY), said)
     assert everything(tmp_path) == before
-    status, out, _ = command(train, "--data", "one", *options, *few, "--max-steps", 1)
-    assert status == 0 and "1 images 3x8x8" in out, "one image is enough for a batch of one"
+
+
+def test_one_image_is_enough_for_a_batch_of_one(command, no_pictures, tmp_path):
+    picture(tmp_path / "my/dog/a.png")
+    options = ["--data", "my", "--clip-weights", "untrained", *TINY, "--max-steps", 1]
+    one_line(command(train, *options), "no batch: fewer images than --batch-size")
+    assert command(train, *options, "--batch-size", 1)[0] == 0
+
+
+def test_links_that_lead_back_end(tmp_path):
+    picture(tmp_path / "dog/a.png")
+    for name in ("cat", "dog/up", "dog/self"):  # if they were followed: 2^40 paths
+        (tmp_path / name).symlink_to(tmp_path, target_is_directory=True)
+    assert len(train.load_data(str(tmp_path))[0]) <= 2
 
 
 # ---- Command lines ----
-@pytest.mark.parametrize("argv, words", [
-    (["--batch-size", 0], "argument --batch-size: '0' is not from 1 to 1e+09"),
-    (["--batch-size", -4], "argument --batch-size: '-4' is not from 1 to 1e+09"),
-    (["--batch-size", 1798], "--batch-size is 1798, expected 1 to 1797, the number of images"),
-    (["--epochs", 0], "argument --epochs: '0' is not from 1 to 1e+09"),
-    (["--img-size", 10**24], "argument --img-size: '1000000000000000000000000' is not from 1 to 4096"),
-    (["--seed", 10**24], "argument --seed: '1000000000000000000000000' is not from 0 to 9.22337e+18"),
-    (["--clip", "hf-hub:foo/bar", "--clip-weights", "x"], "'hf-hub:foo/bar' is not a model with CLIP's own text tower"),
-    (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
-    (["--lr=-1e-4"], "argument --lr: '-1e-4' is not from 1e-12 to 10"),
-    (["--lr", 0], "argument --lr: '0' is not from 1e-12 to 10"),
-    (["--lr", "nan"], "argument --lr: 'nan' is not from 1e-12 to 10"),
-    (["--text-drop", 1.1], "argument --text-drop: '1.1' is not from 0 to 1"),
-    (["--text-drop", -0.1], "argument --text-drop: '-0.1' is not from 0 to 1"),
-    (["--embed-dim", 20, "--heads", 3], "embed_dim is 20, expected a multiple of num_heads = 3"),
-    (["--embed-dim", 6, "--heads", 2], "dim is 6 (embed_dim of a model), expected a multiple of 4"),
-    (["--patch-size", 3], "img_size is 8, expected a multiple of patch_size = 3"),
-    (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
-    (["--clip", "ViT-B-23", "--clip-weights", "x"], "'ViT-B-23' is not a model with CLIP's own text tower; near it: ViT-B-32"),
-    (["--clip-weights", "other.pt"], "other.pt holds no text tower of ViT-B-32-quickgelu"),
-    (["--out", "other.pt"], "no file can be written at other.pt/checkpoint.pt"),
-    (["--out", "other.pt/run"], "no file can be written at other.pt/run/checkpoint.pt"),
-    (["--resume", "--overwrite"], "argument --overwrite: not allowed with argument --resume"),
-    (["--nonsense"], "unrecognized arguments: --nonsense"),
+@pytest.mark.parametrize("module, argv, words", [
+    (train, ["--epochs", "many"], ["--epochs", "many"]),
+    (train, ["--lr", "fast"], ["--lr", "fast"]),
+    (train, ["--device", "tpu"], ["--device", "tpu"]),
+    (train, ["--nonsense"], ["--nonsense"]),
+    (sample, ["x", "--n", "two"], ["--n", "two"]),
+    (sample, ["x", "--cfg", 1, "much"], ["--cfg", "much"]),
 ])  # fmt: skip
-def test_train_refuses_in_one_line(command, tmp_path, argv, words):
+def test_flags_that_cannot_be_read(command, module, argv, words):
+    flag_refused(command(module, *argv), *words)
+
+
+@pytest.mark.parametrize("argv, said", [
+    (["--embed-dim", 20, "--heads", 3], "embed_dim is 20, expected a multiple of 3"),
+    (["--embed-dim", 6, "--heads", 2], "embed_dim is 6, expected a multiple of 4"),
+    (["--patch-size", 3], "img_size is 8, expected a multiple of 3"),
+    (["--clip", "ViT-B-23", "--clip-weights", "x"], "'ViT-B-23' is no model of open_clip"),
+    (["--clip", "ViT-S-32-alt", "--clip-weights", "no.pt"], "CLIP weights 'no.pt': no file"),
+    (["--clip", "ViT-S-32-alt", "--clip-weights", "other.pt"], "other.pt holds no text tower of"),
+    (["--out", "other.pt"], "other.pt"),
+    (["--out", "other.pt/run"], "other.pt/run"),
+])  # fmt: skip
+def test_train_refuses_in_one_line(command, tmp_path, argv, said):
     torch.save({"token_embedding.weight": torch.zeros(3, 3)}, "other.pt")
     before = everything(tmp_path)
-    one_line(command(train, "--demo", *TINY, *argv), words)
+    one_line(command(train, *DEMO, *argv), said)
     assert everything(tmp_path) == before
 
 
-@pytest.mark.skipif(root, reason="root may write everywhere")
-def test_a_folder_without_the_right_to_write(command, tmp_path):
-    (tmp_path / "locked").mkdir(mode=0o500)
-    one_line(command(train, "--demo", *TINY, "--out", "locked/run"), "no file can be written at locked/run/checkpoint.pt")
-
-
-@pytest.fixture
-def drawn(make_model, small_encoder, tmp_path, monkeypatch):
-    """A checkpoint in the folder in which `command` works."""
-    model = make_model(in_channels=1, context_dim=256)
-    meta = {"config": model.config, "clip": "x", "clip_weights": "untrained", "captions": ["dog"], "image_shape": [1, 8, 8]}
-    meta["clip_null"] = small_encoder.encode("", return_pooled=True)[1][0].tolist()
-    flowclip.save_checkpoint(tmp_path / "c.pt", model, meta | {"epoch": 0, "step": 0, "losses": []})
-    return tmp_path
-
-
-@pytest.mark.parametrize("argv, words", [
-    ([], "the following arguments are required: PROMPT"),
-    (["x", "--steps", 0], "argument --steps: '0' is not from 1 to 10000"),
-    (["x", "--n", 0], "argument --n: '0' is not from 1 to 10000"),
-    (["x", "--n", 10**9], "argument --n: '1000000000' is not from 1 to 10000"),
-    (["x", "--cfg", "nan"], "argument --cfg: 'nan' is not from -1000 to 1000"),
-    (["x", "--cfg", 1, "inf"], "argument --cfg: 'inf' is not from -1000 to 1000"),
-    (["x", "--seed", -1], "argument --seed: '-1' is not from 0 to "),
-    (["x", "--checkpoint", "no.pt"], "no checkpoint file at no.pt"),
-    (["x", "--checkpoint", "."], "no checkpoint file at ."),
-    (["x", "--out", "x.txt"], "x.txt is no name of a picture, expected one that ends in .png, .jpg or .pdf"),
-    (["x", "--out", "x"], "x is no name of a picture"),
-    (["x", "--attention", "x.mp4"], "x.mp4 is no name of a picture"),
-    (["x", "--out", "c.pt/x.png", "--save-dir", "new"], "no file can be written at c.pt/x.png"),
-    (["x", "--out", ".", "--save-dir", "new"], "no file can be written at ."),
-    (["x", "--out", "x.png", "--attention", "c.pt/x.png"], "no file can be written at c.pt/x.png"),
-    (["x", "--save-dir", "c.pt"], "no file can be written at c.pt/0.png"),
-    (["a", "\udcff", "--save-dir", "new"], "surrogates not allowed"),
+@pytest.mark.parametrize("argv, said", [
+    (["x"], "no checkpoint in runs/"),
+    (["x", "--checkpoint", "no.pt"], "no.pt is not a whole flowclip checkpoint"),
+    (["x", "--checkpoint", "."], ". is not a whole flowclip checkpoint"),
+    (["x", "--checkpoint", "c.pt", "--solver", "rk4"], "rk4"),
+    (["x", "--checkpoint", "c.pt", "--steps", 0], "num_steps 0"),
+    (["x", "--checkpoint", "c.pt", "--out", "x.txt"], "txt"),
+    (["x", "--checkpoint", "c.pt", "--out", "c.pt/x.png"], "c.pt"),
+    (["x", "--checkpoint", "c.pt", "--save-dir", "c.pt"], "c.pt"),
 ])  # fmt: skip
-def test_sample_refuses_in_one_line(command, drawn, argv, words):
+def test_sample_refuses_in_one_line(command, drawn, argv, said):
     before = everything(drawn)
-    one_line(command(sample, "--checkpoint", "c.pt", "--steps", 1, *argv), words)
+    one_line(command(sample, *argv, "--cfg", 1), said)
     assert everything(drawn) == before
 
 
-def test_an_empty_prompt_and_a_long_one(command, drawn):
-    status, out, err = command(sample, "", "--checkpoint", "c.pt", "--steps", 1, "--out", "new/folder/grid.png")
-    assert status == 0 and not err and out.startswith('note: the prompt "" is drawn without text\n')
-    assert (drawn / "new/folder/grid.png").is_file()
-    status, out, err = command(sample, 99 * "dog ", "--checkpoint", "c.pt", "--steps", 1)
-    assert status == 0 and not err and "note: prompt cut at 77 tokens: 'dog dog " in out
+def test_a_long_prompt_is_cut_with_a_note(command, drawn):
+    status, out, err = command(sample, 99 * "dog ", "", "--checkpoint", "c.pt", "--steps", 1)
+    assert status == 0 and not err and "note: 1 prompts cut at 77 tokens\n" in out
 
 
-ODD = ["../../x", "a\0b", "two\nlines", "\N{GRINNING FACE}", "מילה עברית", "猫", "$\\frac{", "-", "C:\\x", "a/../b"]
+ODD = [
+    "", "../../x", "a\0b", "two\nlines", "\N{GRINNING FACE}", "מילה עברית", "猫", "$\\frac$", "-",
+    "C:\\x", "a/../b", "/tmp/x",
+]  # fmt: skip
 
 
-@settings(max_examples=5)
-@given(st.lists(st.sampled_from(ODD) | st.text(max_size=9), min_size=1, max_size=2))
-@example(ODD)
-def test_any_prompt_is_drawn_and_stays_in_its_folder(command, drawn, prompts):
-    (drawn / "deep/er").mkdir(parents=True, exist_ok=True)
-    before = {path for path in drawn.rglob("*") if not path.is_relative_to(drawn / "deep")}
-    places = ["--save-dir", "deep/er/each", "--out", "deep/er/grid.png", "--attention", "deep/er/attention.png"]
-    result = command(sample, "--checkpoint", "c.pt", "--steps", 1, *places, "--", *prompts)
-    assert result[0] == 0 and not result[2], result
-    assert all(path.suffix == ".png" and "/" not in path.name for path in (drawn / "deep/er/each").iterdir())
-    assert {path for path in drawn.rglob("*") if not path.is_relative_to(drawn / "deep")} == before
+def test_any_prompt_is_drawn_and_stays_in_its_folder(command, drawn):
+    places = ["--checkpoint", "c.pt", "--save-dir", "deep/each", "--out", "deep/a.png"]
+    status, _, err = command(sample, *places, "--steps", 1, "--", *ODD)
+    assert status == 0 and not err, err
+    assert {path.name for path in drawn.iterdir()} == {"c.pt", "deep"}
+    assert {path.name for path in (drawn / "deep").iterdir()} == {"a.png", "each"}
+    names = sorted(path.name for path in (drawn / "deep/each").iterdir())
+    assert len(names) == len(ODD) and names[:3] == [
+        "0000--w7.5-0.png", "0001-x-w7.5-0.png", "0002-a-b-w7.5-0.png",
+    ]  # fmt: skip
+
+
+def test_the_attention_of_any_prompt_is_drawn(command, drawn, pictures):
+    places = ["--checkpoint", "c.pt", "--attention", "b.png"]
+    status, _, err = command(sample, *places, "--steps", 1, "--", *ODD)
+    assert status == 0 and not err, err
+    assert len(pictures[1][1]) == len(ODD) * pictures[1][2]
 
 
 # ---- Faults ----
-def test_a_run_is_not_overwritten_by_accident(command, monkeypatch):
-    monkeypatch.setattr(train, "draw_samples", lambda *args: None)
-    options = ["--demo", *TINY, "--max-steps", 3]
-    assert "; 0 steps are done" in command(train, *options, "--resume")[1], "where there is none yet, --resume begins"
+def test_a_run_is_not_overwritten_by_accident(command, no_pictures):
+    options = [*DEMO, "--max-steps", 3]
+    assert "; 0 steps are done" in command(train, *options, "--resume")[1], "there was none yet"
     before = everything("runs")
-    one_line(command(train, *options), "runs/demo/checkpoint.pt exists: --resume goes on from it, --overwrite starts anew")
-    one_line(command(train, *options, "--overwrite", "--clip-weights", "no.pt"), "no such file")
-    one_line(command(train, *options, "--resume", "--depth", 2), "was trained with depth 1, and now it is 2")
-    one_line(command(train, *options, "--resume", "--img-size", 16), "was trained with img_size 8, and now it is 16")
-    one_line(command(train, *options, "--resume", "--seed", 4), "was trained with seed 0, and now it is 4")
-    other = ["--clip", "ViT-S-32-alt"]
-    one_line(command(train, *options, "--resume", *other), "trained with clip 'ViT-B-32-quickgelu', and")
-    picture(Path("my/dog/a.png"))
-    gray = ["--resume", "--out", "runs/demo", "--data", "my", "--batch-size", 1]
-    one_line(command(train, *options, *gray), "was trained with data 'digits', and now it is 'my'")
+    said = "runs/demo/checkpoint.pt exists: --resume goes on from it, --overwrite starts anew"
+    one_line(command(train, *options), said)
+    one_line(command(train, *options, "--resume", "--overwrite"), said)
+    one_line(command(train, *options, "--overwrite", "--clip-weights", "no.pt"), "no.pt")
     assert everything("runs") == before
     assert "; 3 steps are done" in command(train, *options, "--resume")[1]
-    old = Path("runs/demo/checkpoint.pt").read_bytes()
     assert "; 0 steps are done" in command(train, *options, "--overwrite")[1]
-    assert Path("runs/demo/checkpoint.old.pt").read_bytes() == old, "set aside, not lost"
-    assert flowclip.load_checkpoint("runs/demo/checkpoint.pt")[1]["step"] == 3
 
 
-def test_other_pictures_are_another_run(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "draw_samples", lambda *args: None)
+def test_a_run_goes_on_with_its_own_settings(command, no_pictures):
+    assert command(train, *DEMO, "--max-steps", 3)[0] == 0
+    before = everything("runs")
+    picture(Path("my/dog/a.png"))
+    for argv, said in [
+        (["--depth", 2], "depth was 1 and now is 2"),
+        (["--img-size", 16], "img_size was 8 and now is 16"),
+        (["--seed", 4], "seed was 0 and now is 4"),
+        (["--lr", 0.002], "lr was 0.001 and now is 0.002"),
+        (["--clip", "other"], "clip was 'ViT-B-32-quickgelu' and now is 'other'"),
+        (["--data", "my", "--batch-size", 1], "data was 'digits' and now is 'my'"),
+    ]:
+        one_line(command(train, *DEMO, "--resume", *argv), f"--resume: {said}")
+    assert everything("runs") == before
+
+
+def test_what_may_change_when_a_run_goes_on(command, no_pictures):
+    assert command(train, *DEMO, "--max-steps", 3)[0] == 0
+    Path("runs/demo").rename("moved")
+    options = [
+        "--epochs", 99, "--device", "cpu", "--precision", "bf16", "--out", "moved", "--max-steps",
+        4, "--save-every", 2, "--sample-every", 3,
+    ]  # fmt: skip
+    assert command(train, *DEMO, "--resume", *options)[0] == 0
+    assert flowclip.load_checkpoint("moved/checkpoint.pt")[1]["step"] == 4
+
+
+def test_other_pictures_are_another_run(command, no_pictures, tmp_path):
     picture(tmp_path / "my/dog/a.png")
-    options = ["--data", "my", "--clip-weights", "untrained", *TINY, "--batch-size", 1, "--max-steps", 1]
-    assert command(train, *options)[0] == 0
+    options = ["--data", "my", "--clip-weights", "untrained", *TINY, "--batch-size", 1]
+    assert command(train, *options, "--max-steps", 1)[0] == 0
     (tmp_path / "my/dog").rename(tmp_path / "my/cat")
-    said = "was trained with captions ['a photo of a dog'], and now it is ['a photo of a cat']"
+    said = "captions was ['a photo of a dog'] and now is ['a photo of a cat']"
     one_line(command(train, *options, "--resume"), said)
     picture(tmp_path / "my/cat/b.png")
-    one_line(command(train, *options, "--resume"), "was trained with images 1, and now it is 2")
+    one_line(command(train, *options, "--resume"), "images was 1 and now is 2")
 
 
-def test_checkpoints_every_n_steps_and_each_epoch(command, monkeypatch):
+def test_checkpoints_every_n_steps_and_each_epoch(command, monkeypatch, no_pictures):
     saved, save = [], flowclip.save_checkpoint
 
     def noted(path, model, meta, training):
         saved.append((meta["step"], meta["epoch"]))
         save(path, model, meta, training)
 
-    monkeypatch.setattr(train, "draw_samples", lambda *args: None)
     monkeypatch.setattr(flowclip, "save_checkpoint", noted)
-    assert command(train, "--demo", *TINY, "--save-every", 10, "--max-steps", 45)[0] == 0
-    assert saved == [(10, 0), (20, 0), (28, 1), (30, 1), (40, 1), (45, 1)]
+    assert command(train, *DEMO, "--save-every", 10, "--max-steps", 45)[0] == 0
+    assert saved == [(10, 0), (20, 0), (28, 1), (38, 1), (45, 1)]
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_step_and_keeps_it(command, monkeypatch, tmp_path, number, status):
+def test_a_signal_ends_the_step_and_keeps_it(command, monkeypatch, number, status):
     step = train.TextConditionalTrainer.train_step
 
-    def interrupted(self, *args):
+    def interrupted(self, *batch):
         if self.step == 2:
             os.kill(os.getpid(), number)
-        return step(self, *args)
+            assert signal.getsignal(number) == signal.SIG_DFL, "a second one stops at once"
+        return step(self, *batch)
 
     monkeypatch.setattr(train.TextConditionalTrainer, "train_step", interrupted)
-    said, out, err = command(train, "--demo", *TINY, "--out", "run")
+    said, out, err = command(train, *DEMO, "--out", "run")
     assert said == status and not err
-    assert out.splitlines()[-1] == "stopped after step 3; run/checkpoint.pt is written, and --resume goes on from it"
-    assert not any(line.startswith("epoch") for line in out.splitlines()) and not (tmp_path / "run/samples.png").exists()
+    last = "stopped after step 3; --resume goes on from run/checkpoint.pt"
+    assert out.splitlines()[-1] == last and "\nepoch" not in out
+    assert not Path("run/samples.png").exists()
     assert flowclip.load_checkpoint("run/checkpoint.pt")[1]["step"] == 3
-
-
-def test_ctrl_c_before_the_first_step(command, monkeypatch):
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "load_data", interrupted)
-    assert command(train, "--demo") == (130, "", "train.py: stopped\n")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_the_run(command, monkeypatch, value):
-    monkeypatch.setattr(train, "draw_samples", lambda *args: None)
-    assert command(train, "--demo", *TINY, "--epochs", 1)[0] == 0
-    before, loss, calls = Path("runs/demo/checkpoint.pt").read_bytes(), flowclip.flow_matching_loss, itertools.count(29)
-    poison = lambda *args, **given: loss(*args, **given) * (value if next(calls) == 33 else 1)  # noqa: E731
-    monkeypatch.setattr(flowclip, "flow_matching_loss", poison)
-    for limit in ([], ["--max-steps", 35]):  # found at the next row, or before the checkpoint is written
-        calls = itertools.count(29)
-        result = command(train, "--demo", *TINY, "--resume", "--epochs", 2, *limit)
-        one_line(result, "step 33 is not finite at learning rate 0.00033; try a lower --lr")
-        assert Path("runs/demo/checkpoint.pt").read_bytes() == before, "the last good one stays"
-
-
-def test_weights_that_are_not_finite_are_not_saved(command, monkeypatch):
-    """The loss of a step is that of the weights before it: a bad step shows in the weights first."""
-    monkeypatch.setattr(train, "draw_samples", lambda *args: None)
-    step = train.TextConditionalTrainer.train_step
-
-    def poisoned(self, *args):
-        loss = step(self, *args)
-        if self.step == 6:
-            self.model.final_linear.bias.data[0] = float("inf")
-        return loss
-
-    monkeypatch.setattr(train.TextConditionalTrainer, "train_step", poisoned)
-    result = command(train, "--demo", *TINY, "--save-every", 3)
-    one_line(result, "step 6 is not finite at learning rate 6e-05; try a lower --lr")
-    assert flowclip.load_checkpoint("runs/demo/checkpoint.pt")[1]["step"] == 3
 
 
 def test_a_signal_before_the_first_step_is_answered_truly(command, monkeypatch):
@@ -365,15 +343,44 @@ def test_a_signal_before_the_first_step_is_answered_truly(command, monkeypatch):
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(signal, "signal", at_once)
-    status, out, _ = command(train, "--demo", *TINY)
+    status, out, _ = command(train, *DEMO)
     assert status == 143 and "stopped after step 0" in out
     assert flowclip.load_checkpoint("runs/demo/checkpoint.pt")[1]["step"] == 0
 
 
-def test_a_checkpoint_without_what_resuming_needs(command, drawn):
-    Path("runs/demo").mkdir(parents=True)
-    Path("c.pt").rename("runs/demo/checkpoint.pt")
-    one_line(command(train, "--demo", *TINY, "--resume"), "--resume: runs/demo/checkpoint.pt holds only what sampling needs")
+@pytest.mark.parametrize("value, limit, found", [
+    (float("nan"), 20, 10),  # at the next row of metrics.csv
+    (float("inf"), 9, 9),  # before the checkpoint is written
+])  # fmt: skip
+def test_a_loss_that_is_not_finite_stops_the_run(
+    command, monkeypatch, no_pictures, value, limit, found
+):
+    assert command(train, *DEMO, "--max-steps", 3)[0] == 0
+    before = Path("runs/demo/checkpoint.pt").read_bytes()
+    loss, steps = flowclip.flow_matching_loss, itertools.count(4)
+
+    def poisoned(*args, **given):
+        return loss(*args, **given) * (value if next(steps) == 7 else 1)
+
+    monkeypatch.setattr(flowclip, "flow_matching_loss", poisoned)
+    result = command(train, *DEMO, "--resume", "--max-steps", limit)
+    one_line(result, f"a weight is not finite, step {found}: try a lower --lr")
+    assert Path("runs/demo/checkpoint.pt").read_bytes() == before, "the last good one stays"
+
+
+def test_weights_that_are_not_finite_are_not_saved(command, monkeypatch, no_pictures):
+    step = train.TextConditionalTrainer.train_step
+
+    def poisoned(self, *batch):
+        loss = step(self, *batch)
+        if self.step == 6:
+            self.model.final_linear.bias.data[0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(train.TextConditionalTrainer, "train_step", poisoned)
+    result = command(train, *DEMO, "--save-every", 3)
+    one_line(result, "a weight is not finite, step 6: try a lower --lr")
+    assert flowclip.load_checkpoint("runs/demo/checkpoint.pt")[1]["step"] == 3
 
 
 @contextlib.contextmanager
@@ -388,107 +395,103 @@ def room(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_leaves_the_checkpoint_as_it_was(command, monkeypatch, tmp_path):
-    monkeypatch.setattr(train, "draw_samples", lambda *args: None)
-    assert command(train, "--demo", *TINY, "--max-steps", 3)[0] == 0
+def test_a_full_disk_leaves_the_checkpoint_as_it_was(command, no_pictures):
+    assert command(train, *DEMO, "--max-steps", 3)[0] == 0
     before = everything("runs")
     for size in (0, 10_000):
         with room(size):
-            result = command(train, "--demo", *TINY, "--max-steps", 6, "--resume")
-        one_line(result, "could not write runs/demo/checkpoint.pt" if size else "", "[Errno 27] File too large")
-        after = everything("runs")
-        assert after.keys() == before.keys(), "no part of a new one is left"
-        assert after[Path("runs/demo/checkpoint.pt")] == before[Path("runs/demo/checkpoint.pt")]
-    assert command(train, "--demo", *TINY, "--max-steps", 6, "--resume")[0] == 0
+            result = command(train, *DEMO, "--max-steps", 6, "--resume")
+        one_line(result, "could not write runs/demo/checkpoint.pt, what was there stays: ")
+        assert everything("runs") == before, "and no part of a new one is left"
+    assert command(train, *DEMO, "--max-steps", 6, "--resume")[0] == 0
 
 
 def test_what_cannot_be_written_is_named(make_model, tmp_path):
     path = tmp_path / "missing" / "c.pt"
-    with pytest.raises(OSError, match=rf"could not write {path}, what was there is as it was: \[Errno 2\] No such file"):
+    with pytest.raises(OSError) as caught:
         flowclip.save_checkpoint(path, make_model(), {})
-    assert everything(tmp_path) == {}
+    assert f"could not write {path}, " in str(caught.value)
+    assert "No such file" in str(caught.value)
 
 
 # ---- Fuzzing ----
-def same(a, b):
-    """Whether two (model, meta) are the same to the last bit."""
-    weights = [model.state_dict() for model in (a[0], b[0])]
-    return a[1] == b[1] and all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
-
-
-def fuzz_checkpoint(path, whole, good, data):
-    """Cut the file or flip some of its bytes: it loads identically, or is refused in the clear line."""
-    if data.draw(st.booleans(), label="cut"):
-        broken = whole[: data.draw(st.integers(0, len(whole) - 1), label="length")]
-    else:
-        broken = bytearray(whole)
-        for place in data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=3), label="places"):
-            broken[place] ^= data.draw(st.integers(1, 255), label="flip")
-    path.write_bytes(broken)
-    try:
-        loaded = flowclip.load_checkpoint(path)
-    except ValueError as error:
-        assert str(error).startswith(f"{path} is not a whole flowclip checkpoint: ") and len(str(error).splitlines()) == 1
-        return "refused"
-    assert same(loaded, good)
-    return "the same"
-
-
 @pytest.fixture(scope="module")
 def small_checkpoint(tmp_path_factory):
+    """-> its path, its bytes, the model and meta in it."""
     path = tmp_path_factory.mktemp("fuzz") / "c.pt"
-    model = draw.randomise(flowclip.TextConditionalDiT(4, 2, 1, 4, 1, 1, 1.0, 2), 0)
-    flowclip.save_checkpoint(path, model, {"config": model.config, "captions": ["dog"], "losses": [0.5]})
-    return path, path.read_bytes(), flowclip.load_checkpoint(path)
+    model = draw.randomise(flowclip.TextConditionalDiT(4, 2, 1, 4, 1, 1, 1.0, context_dim=2), 0)
+    meta = {"config": model.config, "captions": ["dog"], "losses": [0.5]}
+    flowclip.save_checkpoint(path, model, meta)
+    return path, path.read_bytes(), model, meta
 
 
-@given(data=st.data())
-def test_a_damaged_checkpoint_is_refused(small_checkpoint, data):
-    fuzz_checkpoint(*small_checkpoint, data)
+def flip(content, place, bits=1):
+    return content[:place] + bytes([content[place] ^ bits]) + content[place + 1 :]
 
 
-@heavy
-@settings(max_examples=300)
-@given(data=st.data())
-def test_300_damaged_checkpoints(small_checkpoint, data):
-    fuzz_checkpoint(*small_checkpoint, data)
+def is_refused(path, content):
+    """Whether load_checkpoint refuses it, in its one line."""
+    path.write_bytes(content)
+    try:
+        flowclip.load_checkpoint(path)
+    except ValueError as error:
+        said = str(error)
+        assert said.startswith(f"{path} is not a whole flowclip checkpoint: ") and "\n" not in said
+        return True
+    return False
 
 
-@heavy
-def test_every_bit_of_the_contents_is_guarded(small_checkpoint, tmp_path):
-    """Wherever a byte of a stored tensor or of the pickle is flipped, it is noticed; so are all lengths near a border."""
-    path, whole, good = small_checkpoint
-    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
-        for info in archive.infolist():
-            name, extra = struct.unpack("<HH", whole[info.header_offset + 26 : info.header_offset + 30])
-            start = info.header_offset + 30 + name + extra
-            for place in {start, start + info.file_size // 2, start + info.file_size - 1} if info.file_size else ():
-                broken = bytearray(whole)
-                broken[place] ^= 1
-                (tmp_path / "flipped.pt").write_bytes(broken)
-                with pytest.raises(ValueError, match="flipped.pt is not a whole flowclip checkpoint: "):
-                    flowclip.load_checkpoint(tmp_path / "flipped.pt")
-    for length in {0, 1, 2, 100, len(whole) // 2, len(whole) - 100, len(whole) - 22, len(whole) - 2, len(whole) - 1}:
-        (tmp_path / "cut.pt").write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="cut.pt is not a whole flowclip checkpoint: "):
-            flowclip.load_checkpoint(tmp_path / "cut.pt")
+@given(cut=st.integers(0))
+def test_a_cut_checkpoint_is_refused(small_checkpoint, cut):
+    path, content, _, _ = small_checkpoint
+    assert is_refused(path, content[: cut % len(content)])
+
+
+@settings(max_examples=100)
+@given(flips=st.lists(st.tuples(st.integers(0), st.integers(1, 255)), min_size=1, max_size=3))
+def test_a_damaged_checkpoint_is_refused_or_the_same(small_checkpoint, flips):
+    """The same where the bytes are none that a reader of zip files looks at."""
+    path, content, model, meta = small_checkpoint
+    for place, bits in flips:
+        content = flip(content, place % len(content), bits)
+    if not is_refused(path, content):
+        loaded, read = flowclip.load_checkpoint(path)
+        assert read == meta and torch.equal(draw.flat(loaded), draw.flat(model))
+
+
+def test_every_part_of_a_checkpoint_is_guarded(small_checkpoint):
+    """The first, the middle and the last byte of each stored tensor and of the pickle."""
+    path, content, _, _ = small_checkpoint
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        parts = [part for part in archive.infolist() if part.file_size]
+    assert len(parts) > 40
+    for part in parts:
+        lengths = content[part.header_offset + 26 : part.header_offset + 30]
+        start = part.header_offset + 30 + sum(struct.unpack("<HH", lengths))
+        for place in (start, start + part.file_size // 2, start + part.file_size - 1):
+            assert is_refused(path, flip(content, place)), part.filename
 
 
 FLAGS = {
     train: {
-        "--data": ["digits", "my", "nowhere", "empty", "", "."], "--clip": ["ViT-B-32-quickgelu", "ViT-S-32-alt", "none"],
-        "--clip-weights": ["untrained", "no.pt", "c.pt", ""], "--epochs": [1, 0, -1, "x"], "--batch-size": [1, 64, 0, 10**6],
-        "--lr": [1e-3, 0, "nan", "1e400"], "--warmup": [0, 3, -1], "--weight-decay": [0, 0.1, -1, "inf"],
-        "--text-drop": [0, 0.5, 1, 2], "--ema": [0, 0.5, 1, -1], "--embed-dim": [4, 16, 18, 0], "--depth": [1, 2, 0],
-        "--heads": [1, 2, 3, 0], "--patch-size": [1, 2, 4, 5, 0], "--img-size": [4, 8, 16, 7, 0], "--seed": [0, 7, -1, 2**70],
-        "--precision": ["fp32", "bf16", "fp8"], "--device": ["cpu", "auto", "tpu"], "--out": ["run", "c.pt", "new/run"],
-        "--save-every": [1, 2, 0], "--sample-every": [1, 0], "--resume": [], "--overwrite": [], "--what": [1],
+        "--data": ["digits", "my", "nowhere", "empty", "."], "--resume": [], "--overwrite": [],
+        "--clip": ["ViT-B-32-quickgelu", "ViT-S-32-alt", "none"], "--what": [1],
+        "--clip-weights": ["untrained", "no.pt", "c.pt", ""], "--epochs": [1, 2, 0, "x"],
+        "--batch-size": [1, 64, 0, 10**6], "--lr": [1e-3, 0, -1, "nan", "1e400", "x"],
+        "--warmup": [0, 3, -1], "--weight-decay": [0, 0.1, -1, "inf"], "--ema": [0, 0.5, 1, 2],
+        "--text-drop": [0, 0.5, 1, 2], "--embed-dim": [4, 16, 18, 0], "--depth": [1, 2, 0],
+        "--heads": [1, 2, 3, 0], "--patch-size": [1, 2, 4, 5, 0], "--img-size": [4, 8, 16, 7, 0],
+        "--seed": [0, 7, -1, 2**70], "--precision": ["fp32", "bf16", "fp8"],
+        "--device": ["cpu", "auto", "tpu"], "--out": ["run", "c.pt", "c.pt/run", "new/run"],
+        "--max-steps": [1, 3, 0, "x"], "--save-every": [1, 2], "--sample-every": [1, 0],
     },
     sample: {
-        "--cfg": [0, 1, 7.5, "nan", "x"], "--steps": [1, 2, 0, 10**9], "--solver": ["euler", "heun", "rk4"],
-        "--n": [1, 3, 0, 10**9], "--seed": [0, -1, 2**70], "--clip-weights": ["untrained", "no.pt", "c.pt"],
-        "--out": ["a.png", "a.txt", "my/a.jpg", "c.pt/a.png", ""], "--attention": ["b.png", "b"], "--save-dir": ["my", "c.pt"],
-        "--checkpoint": ["c.pt", "my", "no.pt", "empty"], "--what": [1],
+        "--cfg": [0, 1, 7.5, -1, "nan", "x"], "--steps": [1, 2, 0, -1, "x"],
+        "--solver": ["euler", "heun", "rk4"], "--n": [1, 3, 0], "--seed": [0, -1, 2**70],
+        "--clip-weights": ["untrained", "no.pt", "c.pt"], "--what": [1],
+        "--out": ["a.png", "a.txt", "a", "my/a.jpg", "c.pt/a.png", "."],
+        "--attention": ["b.png", "b.txt"], "--save-dir": ["my", "c.pt"],
+        "--checkpoint": ["c.pt", "my", "no.pt", "empty"],
     },
 }  # fmt: skip
 
@@ -503,66 +506,76 @@ def command_lines(data, module):
 
 @heavy
 @pytest.mark.parametrize("module", [train, sample], ids=["train.py", "sample.py"])
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(data=st.data())
-def test_300_command_lines_end_in_0_or_2(command, drawn, monkeypatch, module, data):
-    monkeypatch.setattr(train, "draw_samples", lambda *args: None)
+def test_100_command_lines_end_in_0_or_2(command, drawn, no_pictures, module, data):
+    """A mistake in one line, or in tyro's box."""
     picture(drawn / "my/dog/a.png")
     (drawn / "empty").mkdir(exist_ok=True)
     argv = data.draw(command_lines(module), label="argv")
     if module is train:
-        argv = ["--demo", *TINY, "--max-steps", 2, *argv]
+        argv = [*DEMO, "--max-steps", 2, *argv]
     else:
-        argv = ["--checkpoint", "c.pt", "--steps", 1, "--cfg", 2, *argv, "--", data.draw(st.text(max_size=9), label="prompt")]
+        prompt = data.draw(st.text(max_size=9), label="prompt")
+        argv = ["--checkpoint", "c.pt", "--steps", 1, "--cfg", 2, *argv, "--", prompt]
     status, _, err = command(module, *argv)
-    assert status in (0, 2) and "Traceback" not in err, (status, err)
-    assert len(err.splitlines()) == (status == 2), err
+    assert (status, bool(err)) in [(0, False), (2, True)] and "Traceback" not in err, (status, err)
+    assert len(err.splitlines()) < 2 or "--help" in err, err
 
 
 @heavy
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_50_kills_lose_nothing(tmp_path):
-    command = [sys.executable, str(ROOT / "tests" / "forked.py"), "--kills", "50"]
+def test_20_kills_lose_nothing(tmp_path):
+    command = [sys.executable, str(ROOT / "tests" / "forked.py"), "--kills", "20"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    kills, saving = map(int, re.match(r"(\d+) kills of \d+ runs, (\d+) of them during a save", done.stdout).groups())
-    assert kills == 50 and saving > 0
-    print(done.stdout)
+    said = re.match(r"20 kills of \d+ runs, (\d+) of them during a save", done.stdout)
+    assert int(said[1]) > 0, done.stdout
 
 
 # ---- Long runs ----
-def resident():
-    """Bytes of memory that this process holds."""
+def held():
+    """Files, threads and bytes of memory that this process holds."""
     gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    memory = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return len(os.listdir("/proc/self/fd")), threading.active_count(), memory
+
+
+def assert_holds_no_more(before):
+    files, threads, memory = held()
+    assert (files, threads) == before[:2] and memory - before[2] < 4 * 2**20
 
 
 @heavy
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
-def test_long_runs_hold_no_more_than_short_ones(make_model, tmp_path):
-    images, labels = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8), torch.arange(64) % 3
+def test_long_training_holds_no_more_than_short(make_model, tmp_path):
+    images, labels = torch.zeros(4000, 3, 8, 8, dtype=torch.uint8), torch.arange(4000) % 3
     trainer = train.TextConditionalTrainer(
         make_model().train(), draw.StandIn(), train.Batches(images, labels, 8),
-        lambda labels: [f"number {n}" for n in labels.tolist()], device="cpu", metrics=tmp_path / "metrics.csv",
+        lambda labels: [f"number {n}" for n in labels], device="cpu",
+        metrics=tmp_path / "metrics.csv",
     )  # fmt: skip
-    model = make_model()
-
-    def sample_once():
-        flowclip.sample_text_conditional(model, draw.StandIn(), ["dog", ""], (3, 8, 8), 2, 3.0, progress=False)
-
-    trainer.train(25)
-    for _ in range(20):
-        sample_once()
-    files, threads, memory = len(os.listdir("/proc/self/fd")), threading.active_count(), resident()
-    trainer.train(250)
-    assert trainer.step == 2200
-    after_training = resident()
-    for _ in range(200):
-        sample_once()
-    grown = after_training - memory, resident() - after_training
-    print(json.dumps({"2,000 steps": grown[0], "200 samples": grown[1]}))
-    assert max(grown) < 8 * 2**20, grown
-    assert len(os.listdir("/proc/self/fd")) == files and threading.active_count() == threads
+    trainer.train(1, max_steps=80)
+    before = held()
+    trainer.train(1, max_steps=480)
+    assert_holds_no_more(before)
     with open(tmp_path / "metrics.csv") as file:
-        assert [int(row[0]) for row in csv.reader(file)] == list(range(10, 2201, 10))
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [*range(10, 481, 10)]
+
+
+@heavy
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_many_samples_hold_no_more_than_few(make_model):
+    model, encoder = make_model(), draw.StandIn()
+
+    def sample_often(count):
+        for _ in range(count):
+            flowclip.sample_text_conditional(model, encoder, ["dog", ""], (3, 8, 8), 2, 3.0)
+
+    sample_often(20)
+    before = held()
+    sample_often(100)
+    assert_holds_no_more(before)
