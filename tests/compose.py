@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange
+from einops import rearrange, reduce
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import flowclip
+import sample
 from tests import shapes
 
 
@@ -54,6 +55,46 @@ def shares(captions, images):
     return table
 
 
+def look(model, encoder, captions, w, steps=50, seed=0):
+    """Where do the words of an object look, while captions of two objects are drawn?
+
+    -> {(part of the walk, block): (share on its own object, on the other one, by chance)}, and how
+    many pictures: those in which the judge sees both objects. The share is that of a word's map,
+    over the patches, which falls on the pixels of an object of the finished picture; chance is the
+    share of the picture that the object covers.
+    """
+    maps = sample.record_attention(model, len(captions))
+    images = draw(model, encoder, captions, w, steps, seed)
+    A = rearrange(torch.stack(maps), "(s l) b n m -> s l b n m", s=steps)
+    p = model.patch_size
+    shares = []
+    for b, (caption, image) in enumerate(zip(captions, images)):
+        names, _ = shapes.parse(caption)
+        covers = {seen.name: cover for seen, cover in shapes.find(image)}
+        if sorted(covers) != sorted(names):
+            continue
+        pixels = np.stack([covers[name] for name in names])  # [2, H, W]
+        cells = reduce(pixels, "o (h p) (w q) -> o (h w)", "mean", p=p, q=p)
+        tokens = encoder.tokens(caption)
+        for k, name in enumerate(names):
+            start = len(tokens) - 3 if k else 2  # [BOS] a red circle ... a blue square [EOS]
+            assert tokens[start : start + 2] == name.split()
+            for m in (start, start + 1):
+                weights = A[:, :, b, :, m]
+                weights = weights / weights.sum(dim=-1, keepdim=True)
+                own, other = (weights @ torch.tensor(cells[o]).float() for o in (k, 1 - k))
+                chance = torch.full_like(own, float(cells[k].mean()))
+                shares.append(torch.stack([own, other, chance], dim=-1))  # [steps, blocks, 3]
+    mean = torch.stack(shares).mean(dim=0)
+    thirds = {"early": mean[: steps // 3], "middle": mean[steps // 3 : -(steps // 3)]}
+    thirds["late"] = mean[-(steps // 3) :]
+    return {
+        (part, block): tuple(rows[:, block].mean(dim=0).tolist())
+        for part, rows in thirds.items()
+        for block in range(mean.shape[1])
+    }, len(shares) // 4
+
+
 def line(*cells):
     return "| " + " | ".join(cells) + " |"
 
@@ -67,6 +108,7 @@ def parse_args():
     add("--steps", type=int, default=50, metavar="N", help="solver steps (50)")
     add("--seed", type=int, default=0, metavar="N", help="of captions and noise (0)")
     add("--real", action="store_true", help="judge real pictures, to see how often the judge errs")
+    add("--look", action="store_true", help="where do the words look, in 200 drawings of two?")
     return parser.parse_args()
 
 
@@ -77,6 +119,14 @@ def main():
         warnings.simplefilter("ignore")  # that the tower is untrained
         encoder = flowclip.CLIPTextEncoder(meta["clip"], meta["clip_weights"])
     kinds, rand = shapes.split_captions(), np.random.default_rng(args.seed)
+    if args.look:
+        table, count = look(model, encoder, choose(kinds["two"], 200, rand), args.cfg[0])
+        print(line("part", "block", "own object", "the other", "chance"))
+        print(line(*["---"] * 5))
+        for (part, block), row in table.items():
+            print(line(part, str(block + 1), *(f"{share:.1%}" for share in row)))
+        print(f"{count} pictures of two objects")
+        return
     print(line("captions", "w", *shapes.SCORES))
     print(line(*["---"] * (2 + len(shapes.SCORES))))
     for kind, captions in kinds.items():

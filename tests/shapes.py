@@ -157,8 +157,13 @@ def shape_of(cover):
     return max(best, key=best.get)
 
 
-def see(image, faint=0.35, small=0.012):
-    """uint8 image [H, W, 3] -> [Seen, ...], the largest first.
+def see(image):
+    """uint8 image [H, W, 3] -> [Seen, ...], the largest first."""
+    return [seen for seen, _ in find(image)]
+
+
+def find(image, faint=0.35, small=0.012):
+    """uint8 image [H, W, 3] -> [(Seen, its coverage [H, W] in [0, 1]), ...], the largest first.
 
     A pixel on an edge is a mixture of an object's colour with black: a darker shade of the same
     colour, so that its direction tells the colour and its length the coverage.
@@ -177,8 +182,9 @@ def see(image, faint=0.35, small=0.012):
             area = object_cover.sum() / cover.size
             if area > small:
                 y, x = ndimage.center_of_mass(object_cover)
-                found.append(Seen(colour, shape_of(object_cover), x, y, area))
-    return sorted(found, key=lambda seen: -seen.area)
+                seen = Seen(colour, shape_of(object_cover), x, y, area)
+                found.append((seen, object_cover))
+    return sorted(found, key=lambda pair: -pair[0].area)
 
 
 SCORES = ("object", "colour", "shape", "position", "binding", "all")

@@ -1,9 +1,7 @@
 """train.py and sample.py as a user runs them, on tiny settings and without a network."""
 
 import contextlib
-import csv
 import os
-import subprocess
 import sys
 import urllib.error
 from dataclasses import replace
@@ -19,7 +17,7 @@ import flowclip
 import sample
 import train
 from tests import strategies as draw
-from tests.conftest import ROOT, TINY, one_line
+from tests.conftest import TINY, one_line
 from tests.forked import assert_same_end
 
 DEMO = ["--demo", *TINY]
@@ -63,41 +61,18 @@ def assert_alike(image, other):
 
 
 # ---- train.py ----
-@pytest.mark.heavy
-def test_the_demo_and_a_sample_from_the_shell(tmp_path):
-    def shell(*argv):
-        """-> the lines that are no notes."""
-        argv = [sys.executable, *map(str, argv)]
-        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-        return [line for line in done.stdout.splitlines() if not line.startswith("note: ")]
-
-    run = tmp_path / "demo"
-    data, text, model, epoch, made, following = shell(
-        "train.py", "--demo", "--epochs", 1, "--out", run
-    )
-    assert data == "data: digits, 1,797 images 1x8x8, 10 captions like 'a photo of a zero'"
-    assert text == "text: ViT-B-32-quickgelu, weights 'untrained'" and model.startswith("model: ")
-    assert epoch.startswith("epoch 1/1: mean loss 1.") and f"in {run}: " in made
-    assert following.startswith("next: python sample.py 'a photo of a nine' --cfg 1 3 7.5")
+def test_what_a_run_says_and_leaves(command, tmp_path):
+    status, out, _ = command(train, *DEMO, "--epochs", 1, "--out", "run")
+    lines = [said for said in out.splitlines() if not said.startswith("note: ")]
+    assert status == 0 and len(lines) == 6
+    assert lines[0] == "data: digits, 1,797 images 1x8x8, 10 captions like 'a photo of a zero'"
+    assert lines[3].startswith("epoch 1/1: mean loss 1.")
+    assert lines[5].startswith("next: python sample.py 'a photo of a nine' --cfg 1 3 7.5")
     names = {"checkpoint.pt", "metrics.csv", "loss.png", "samples.png"}
-    assert {path.name for path in run.iterdir()} == names
-    with open(run / "metrics.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["step", "epoch", "loss", "images_per_second"]
-    assert [(row["step"], row["epoch"]) for row in rows] == [("10", "1"), ("20", "1"), ("28", "1")]
-    assert min(Image.open(run / "loss.png").size) > 200
-
-    new = tmp_path / "new"
-    lines = shell(
-        "sample.py", "a photo of a three", "a $x^2$ \N{GRINNING FACE}", "--cfg", 1, 3, "--n", 2,
-        "--steps", 2, "--checkpoint", run / "checkpoint.pt", "--out", new / "grid.png",
-        "--attention", new / "attention.png", "--save-dir", new / "each",
-    )  # fmt: skip
-    assert "step 28" in lines[0] and "'untrained'" in lines[0]
-    assert lines[1] == f"{new / 'grid.png'}: 8 of 8 images"
-    assert min(Image.open(new / "grid.png").size) > 300
-    assert Image.open(new / "attention.png").size[0] > 1000
+    assert {path.name for path in (tmp_path / "run").iterdir()} == names
+    header, *rows = (tmp_path / "run/metrics.csv").read_text().splitlines()
+    assert header == "step,epoch,loss,images_per_second"
+    assert [row.split(",")[:2] for row in rows] == [["10", "1"], ["20", "1"], ["28", "1"]]
 
 
 @pytest.mark.parametrize("argv", [["--demo", "--lr", "0.5"], ["--lr", "0.5", "--demo"]])

@@ -16,7 +16,7 @@ import tyro
 import flowclip
 import sample
 import train
-from tests import ablate, benchmark, judge
+from tests import ablate, benchmark, compose, judge, shapes
 from tests import strategies as draw
 from tests.conftest import CHAPTERS, NAME, ROOT, read_statements
 
@@ -107,6 +107,8 @@ PARSERS = {
     "tests/judge.py": judge.parse_args,
     "tests/benchmark.py": benchmark.parse_args,
     "tests/ablate.py": ablate.parse_args,
+    "tests/shapes.py": shapes.parse_args,
+    "tests/compose.py": compose.parse_args,
     "docs/figures.py": runpy.run_path(str(ROOT / "docs/figures.py"))["parse_args"],
 }
 
