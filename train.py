@@ -66,7 +66,8 @@ class Config:
     # The run
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: the best at hand
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device is fast in it
-    compile: bool = torch.cuda.is_available() and bool(shutil.which("gcc"))  # the blocks
+    # torch.compile the blocks; on by default where a GPU and gcc are
+    compile: bool = torch.cuda.is_available() and bool(shutil.which("gcc"))
     out: str | None = None  # the run folder; None: runs/ and the name of the data
     resume: bool = False  # go on from the checkpoint in the run folder, if there is one
     overwrite: bool = False  # start anew, over the checkpoint in the run folder

@@ -8,6 +8,7 @@ import argparse
 import copy
 import csv
 import math
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -23,7 +24,7 @@ sys.path.insert(0, str(DOCS.parent))
 import flowclip  # noqa: E402
 import sample  # noqa: E402
 import train  # noqa: E402
-from tests import benchmark  # noqa: E402
+from tests import benchmark, shapes  # noqa: E402
 
 PROMPTS = flowclip.make_captions(flowclip.CIFAR10_CLASSES)
 W = 7.5  # the guidance scale, unless a figure says another
@@ -348,6 +349,34 @@ def compositions(artist):
     return figure
 
 
+# ---- Composition ----
+def sentences(artist):
+    """Twenty sentences that no picture of the training had, and what is drawn for each."""
+    asked = shapes.split_captions()["two, new"][::4][:20]
+    images = artist.draw(asked, artist.noise(20), cfg=3)
+    figure, axes = grid(4, 5, width=1.5, height=1.65, left=0)
+    for axis, image, caption in zip(axes.flat, images, asked):
+        first, relation, second = re.split(" (left of|above) ", caption)
+        show(axis, image, f"{first}\n{relation} {second}")
+    return figure
+
+
+def held_out(artist):
+    """Six draws each of pairs of a colour and a shape that were never shown."""
+    asked = [f"a {name}" for name in shapes.HELD_OUT]
+    asked += [
+        "a red square left of a yellow circle",
+        "a cyan triangle above a green circle",
+        "a blue triangle left of a purple square",
+    ]
+    figure, axes = grid(len(asked), 6, left=2.2)
+    for row, caption in zip(axes, asked):
+        for axis, image in zip(row, artist.draw([caption] * 6, artist.noise(6), cfg=3)):
+            show(axis, image)
+    name_rows(axes, asked)
+    return figure
+
+
 def growth(_):
     """How the cost of a training step grows; measures for some minutes."""
     args = SimpleNamespace(precision="auto", compile=False, repeat=2)
@@ -374,7 +403,7 @@ FIGURES = {
     figure.__name__: figure
     for figure in (
         cosines, attention_in_time, sinusoids, data, lines, sweep, guidance, losses, path, solvers,
-        prompts, compositions, growth,
+        prompts, compositions, sentences, held_out, growth,
     )
 }  # fmt: skip
 
