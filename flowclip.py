@@ -28,13 +28,13 @@ import warnings
 import zipfile
 from pathlib import Path
 
-import huggingface_hub
 import open_clip
 import torch
 from einops import einsum, rearrange, repeat
 from matplotlib.figure import Figure
 from open_clip.transformer import QuickGELU, TextTransformer
 from torch import nn
+from torch.nn.functional import cross_entropy, normalize
 from tqdm import tqdm
 
 
@@ -103,6 +103,16 @@ class CLIPTextEncoder(nn.Module):
         pooled = Z[torch.arange(len(Z)), mask.sum(dim=-1) - 1]  # [CLIP-7]
         Z = nn.functional.pad(Z, (0, 0, 0, self.max_length - Z.shape[1]))
         return (Z, pooled) if return_pooled else Z
+
+
+def clip_loss(image_vectors, text_vectors, temperature):
+    """What CLIP was trained on: each of N images finds its text, and each text its image.
+
+    image_vectors [N, D], text_vectors [N, D], row n of both a pair -> the loss, a scalar.
+    """
+    logits = normalize(image_vectors) @ normalize(text_vectors).T / temperature  # [N, N]
+    pairs = torch.arange(len(logits), device=logits.device)  # the right ones: the diagonal
+    return (cross_entropy(logits, pairs) + cross_entropy(logits.T, pairs)) / 2  # [CLIP-15]
 
 
 # ---- 2. Cross-attention (docs/2-attention.md): where an image patch reads the text ---------------
@@ -233,7 +243,6 @@ class DiT(nn.Module):
     ):  # fmt: skip
         super().__init__()
         check_divisible("img_size", img_size, patch_size)
-        check_divisible("embed_dim", embed_dim, 4)  # cosines and sines of row and column
         self.config = dict(
             img_size=img_size, patch_size=patch_size, in_channels=in_channels, embed_dim=embed_dim,
             depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio, context_dim=context_dim,
@@ -359,7 +368,6 @@ def cfg_velocity(model, x, t, context, mask, null_context, null_mask, cfg_scale)
     check_shape("null_context", null_context, "B", *context.shape[1:])
     null_context, null_mask = null_context.expand_as(context), null_mask.expand_as(mask)
     if torch.is_tensor(cfg_scale):
-        check_shape("cfg_scale", cfg_scale, len(x))
         cfg_scale = rearrange(cfg_scale.to(x), "b -> b 1 1 1")  # [CFG-4]
     elif cfg_scale == 1:
         return model(x, t, context, mask)  # [CFG-2] one pass
@@ -503,10 +511,6 @@ def download_weights(model_name, tag, quick_gelu):
     source = open_clip.get_pretrained_cfg(model_name, tag)
     if source.get("quick_gelu", False) != quick_gelu:  # [CLIP-10]
         raise ValueError(f"{tag!r} has another activation than {model_name}; see its -quickgelu")
-    try:  # where the hub does not answer, look at the cache alone: its own retries take a minute
-        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
-    except Exception:
-        huggingface_hub.constants.HF_HUB_OFFLINE = True  # for the rest of this process
     try:
         return open_clip.download_pretrained(source)
     except Exception:
@@ -520,7 +524,7 @@ def save_checkpoint(path, model, meta, training=None):
     It is written beside `path`, to the disk, then renamed. OSError leaves what was there.
     """
     part = Path(f"{path}.part")
-    content = {"format": 1, "model": model.state_dict(), "meta": meta, "training": training}
+    content = {"model": model.state_dict(), "meta": meta, "training": training}
     try:
         with open(part, "wb") as file:
             torch.save(content, file)
@@ -538,10 +542,7 @@ def read_checkpoint(path, device="cpu"):
     try:
         if zipfile.ZipFile(path).testzip():
             raise ValueError("its checksums are wrong")  # which torch writes and does not read
-        checkpoint = torch.load(path, map_location=device, weights_only=True)  # never code
-        if checkpoint["format"] != 1:
-            raise ValueError(f"its format is {checkpoint['format']}, and 1 is read here")
-        return checkpoint
+        return torch.load(path, map_location=device, weights_only=True)  # never code
     except Exception as error:
         raise ValueError(f"{path} is not a whole flowclip checkpoint: {error!r:.150}") from None
 

@@ -10,6 +10,23 @@ import math
 import torch
 
 
+def clip_loss(images, texts, temperature):
+    """[CLIP-15] for lists of vectors: the mean of both cross-entropies."""
+
+    def cosine(u, v):
+        dot = sum(a * b for a, b in zip(u, v))
+        return dot / math.sqrt(sum(a * a for a in u) * sum(b * b for b in v))
+
+    def entropy(asked, offered):
+        total = 0.0
+        for n, vector in enumerate(asked):
+            scores = [cosine(vector, other) / temperature for other in offered]
+            total += math.log(sum(math.exp(score) for score in scores)) - scores[n]
+        return total / len(asked)
+
+    return (entropy(images, texts) + entropy(texts, images)) / 2
+
+
 def sinusoids(u, d):
     """[cos(u w_0), ..., sin(u w_0), ...], w_k = 10000^(-k / (d / 2)): chapter 3."""
     w = [10_000 ** (-k / (d // 2)) for k in range(d // 2)]
