@@ -377,6 +377,35 @@ def held_out(artist):
     return figure
 
 
+def words(artist):
+    """Where the words of a sentence look while it is drawn, on the finished picture.
+
+    The share of a word's attention that each patch has, a mean over heads, blocks and steps; one
+    scale for all. Sentences never seen, without "cyan", which is two tokens.
+    """
+    new = [caption for caption in shapes.split_captions()["two, new"] if "cyan" not in caption]
+    asked = new[:: len(new) // 4][:4]
+    artist = copy.deepcopy(artist)  # the other figures' model stays without hooks
+    maps = sample.record_attention(artist.model, len(asked))
+    images = artist.draw(asked, artist.noise(len(asked)), cfg=3)
+    A = torch.stack(maps).mean(dim=0)  # [B, N, M]
+    A = A / A.sum(dim=1, keepdim=True)
+    side = math.isqrt(A.shape[1])
+    figure, axes = grid(len(asked), 6, width=1.3, height=1.4, left=0)
+    cells = []
+    for row, image, caption, weights in zip(axes, images, asked, A):
+        tokens = artist.encoder.tokens(caption)
+        named = [k for k, token in enumerate(tokens) if token not in ("a", "of", "[BOS]", "[EOS]")]
+        show(row[0], image, "drawn")
+        for axis, k in zip(row[1:], named):
+            cells.append((axis, tokens[k], weights[:, k].view(side, side)))
+    brightest = max(float(cell.max()) for _, _, cell in cells)
+    for axis, word, cell in cells:
+        axis.imshow(cell, cmap="inferno", vmin=0, vmax=brightest)
+        axis.set_title(word, fontsize=10)
+    return figure
+
+
 def growth(_):
     """How the cost of a training step grows; measures for some minutes."""
     args = SimpleNamespace(precision="auto", compile=False, repeat=2)
@@ -403,7 +432,7 @@ FIGURES = {
     figure.__name__: figure
     for figure in (
         cosines, attention_in_time, sinusoids, data, lines, sweep, guidance, losses, path, solvers,
-        prompts, compositions, sentences, held_out, growth,
+        prompts, compositions, sentences, held_out, words, growth,
     )
 }  # fmt: skip
 

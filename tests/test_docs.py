@@ -16,7 +16,7 @@ import tyro
 import flowclip
 import sample
 import train
-from tests import ablate, benchmark, compose, judge, shapes
+from tests import ablate, benchmark, clip, compose, judge, shapes, ways
 from tests import strategies as draw
 from tests.conftest import CHAPTERS, NAME, ROOT, read_statements
 
@@ -109,6 +109,8 @@ PARSERS = {
     "tests/ablate.py": ablate.parse_args,
     "tests/shapes.py": shapes.parse_args,
     "tests/compose.py": compose.parse_args,
+    "tests/clip.py": clip.parse_args,
+    "tests/ways.py": ways.parse_args,
     "docs/figures.py": runpy.run_path(str(ROOT / "docs/figures.py"))["parse_args"],
 }
 

@@ -1,0 +1,171 @@
+"""A label, a vector or tokens? python tests/ways.py shapes
+
+Three ways to say what shall be drawn, on the pictures of tests/shapes.py, with the same backbone,
+the same pictures, steps and seeds:
+
+    class   ConditionalDiT, c = h_t + e(y), a class for each caption of the training
+    pooled  DiT with c = h_t + MLP(Z at the EOS token): the sentence as one vector
+    tokens  TextConditionalDiT: cross-attention to all of Z
+
+Each is trained by train.py's trainer and judged by its pixels, as tests/compose.py does. Rows are
+added to OUT/ways.csv, and a case that has its row is not run again. With --clip-weights, a file
+that tests/clip.py wrote, `pooled` and `tokens` read a text tower that was trained.
+"""
+
+import argparse
+import csv
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import flowclip
+import train
+from tests import compose, shapes
+
+WAYS = ("class", "pooled", "tokens")
+
+
+# ---- The ways: each gives the trainer an encoder, (prompts) -> context, mask, and a model of these
+class Labels(nn.Module):
+    """A caption is a number, given as context [B, 1, 1]; the null text is one more."""
+
+    def __init__(self, captions):
+        super().__init__()
+        self.label = {caption: k for k, caption in enumerate([*captions, ""])}
+
+    def forward(self, prompts):
+        labels = torch.tensor([self.label[prompt] for prompt in prompts])
+        return labels[:, None, None].float(), torch.ones(len(labels), 1, dtype=torch.bool)
+
+
+class ByClass(flowclip.ConditionalDiT):
+    def forward(self, xt, t, context, mask):
+        return super().forward(xt, t, context[:, 0, 0].long())
+
+
+class Pooled(nn.Module):
+    """A caption is Z at its EOS token, given as context [B, 1, D]."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, prompts):
+        _, pooled = self.encoder.encode(prompts, return_pooled=True)
+        return pooled[:, None], torch.ones(len(pooled), 1, dtype=torch.bool)
+
+
+class ByPooled(flowclip.DiT):
+    """The vector takes the same kind of way to c as the time does: two layers with SiLU between."""
+
+    def __init__(self, *args, pooled_dim, **kwargs):
+        super().__init__(*args, **kwargs)
+        cond_dim = 4 * self.embed_dim
+        self.pooled_mlp = nn.Sequential(
+            nn.Linear(pooled_dim, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim)
+        )
+        self.pooled_mlp.apply(self.initialize_weights)
+
+    def forward(self, xt, t, context, mask):
+        return self.backbone(xt, t, e_y=self.pooled_mlp(context[:, 0]))
+
+
+def make(way, encoder, captions, size, patch_size=4):
+    """-> (what encodes the prompts, the model), both new."""
+    sizes = dict(img_size=size, patch_size=patch_size, embed_dim=128, depth=4, num_heads=4)
+    if way == "class":
+        return Labels(captions), ByClass(**sizes, num_classes=len(captions))
+    if way == "pooled":
+        return Pooled(encoder), ByPooled(**sizes, pooled_dim=encoder.embed_dim)
+    return encoder, flowclip.TextConditionalDiT(**sizes, context_dim=encoder.embed_dim)
+
+
+# ---- A run ---------------------------------------------------------------------------------------
+def run(way, encoder, data, args):
+    """Train one way -> the row of ways.csv: shares that are right, loss, parameters, seconds."""
+    images, labels, captions = data
+    torch.manual_seed(args.seed)
+    encoder, model = make(way, encoder, captions, images.shape[-1])
+    batches = train.Batches(images, labels, args.batch_size, args.seed)
+    trainer = train.TextConditionalTrainer(
+        model, encoder, batches, lambda labels: [captions[label] for label in labels],
+        lr=args.lr, warmup=args.warmup, ema=args.ema, seed=args.seed,
+    )  # fmt: skip
+    for block in model.blocks:
+        block.compile()
+    begin = time.perf_counter()
+    trainer.train(args.epochs)
+    trainer.lr = args.last_lr  # shapes become clean once the rate falls
+    trainer.train(args.last_epochs)
+    row = {
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "steps": trainer.step, "loss": trainer.losses[-1], "seconds": time.perf_counter() - begin,
+    }  # fmt: skip
+    kinds, rand = shapes.split_captions(), np.random.default_rng(args.seed)
+    for kind, known in kinds.items():
+        asked = compose.choose(known, args.n, rand)
+        row[kind] = ""  # a class cannot even be asked for
+        if way != "class" or set(known) <= set(captions):
+            drawn = compose.draw(trainer.ema_model, encoder, asked, args.cfg, seed=args.seed)
+            row[kind] = compose.shares(asked, drawn)["all"][0]
+    return row
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("data", type=Path, help="a folder that tests/shapes.py wrote")
+    add("--way", nargs="+", choices=WAYS, default=WAYS, metavar="WAY", help=", ".join(WAYS))
+    add("--clip", default="ViT-S-32-alt", metavar="NAME", help="the text tower (ViT-S-32-alt)")
+    add("--clip-weights", default="untrained", metavar="PATH", help="of tests/clip.py (untrained)")
+    add("--epochs", type=int, default=22, metavar="N", help="at --lr (22)")
+    add("--last-epochs", type=int, default=3, metavar="N", help="at --last-lr (3)")
+    add("--batch-size", type=int, default=64, metavar="N", help="images per step (64)")
+    add("--lr", type=float, default=1e-3, metavar="X", help="learning rate (1e-3)")
+    add("--last-lr", type=float, default=1e-4, metavar="X", help="at the end (1e-4)")
+    add("--warmup", type=int, default=100, metavar="N", help="steps in which it rises (100)")
+    add("--ema", type=float, default=0.999, metavar="X", help="decay of the average (0.999)")
+    add("--cfg", type=float, default=3.0, metavar="W", help="guidance scale (3)")
+    add("--n", type=int, default=500, metavar="N", help="drawings of each kind (500)")
+    add("--seed", type=int, default=0, metavar="N", help="of weights, order, noise (0)")
+    add("--out", type=Path, default=Path("runs"), metavar="DIR", help="for ways.csv (runs)")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    data = train.load_data(str(args.data))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the tower is untrained
+        encoder = flowclip.CLIPTextEncoder(args.clip, args.clip_weights)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path, settings = args.out / "ways.csv", vars(args) | {"way": None, "out": None}
+    done = list(csv.DictReader(path.open())) if path.exists() else []
+    kinds = list(shapes.split_captions())
+    print(compose.line("way", "text weights", "parameters", "seconds", "loss", *kinds))
+    print(compose.line(*["---"] * (5 + len(kinds))))
+    for way in args.way:
+        case = {name: str(value) for name, value in (settings | {"way": way}).items()}
+        row = next((row for row in done if case.items() <= row.items()), None)
+        if row is None:
+            row = case | run(way, encoder, data, args)
+            new = not path.exists()
+            with path.open("a", newline="") as file:
+                writer = csv.DictWriter(file, row)
+                if new:
+                    writer.writeheader()
+                writer.writerow(row)
+        cells = [f"{float(row[kind]):.1%}" if row[kind] != "" else "cannot" for kind in kinds]
+        numbers = f"{int(row['parameters']):,}", f"{float(row['seconds']):.0f}"
+        loss = f"{float(row['loss']):.4f}"
+        print(compose.line(way, row["clip_weights"], *numbers, loss, *cells), flush=True)
+
+
+if __name__ == "__main__":
+    flowclip.run_script(main)
