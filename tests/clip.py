@@ -38,11 +38,11 @@ class ImageTower(nn.Sequential):
     """Images [B, 3, S, S] -> vectors [B, D]; places are kept, as captions name them."""
 
     def __init__(self, size, embed_dim, width=64):
-        sizes = (3, width, 2 * width, 4 * width)
+        sizes = (3, width, width, 2 * width, 4 * width)
         convolutions = [
             layer
-            for before, after in zip(sizes, sizes[1:])
-            for layer in (nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(8, after), nn.GELU())
+            for before, after, stride in zip(sizes, sizes[1:], (1, 2, 2, 2))
+            for layer in (nn.Conv2d(before, after, 3, stride, 1), nn.GroupNorm(8, after), nn.GELU())
         ]
         places = math.ceil(size / 8) ** 2
         super().__init__(*convolutions, nn.Flatten(), nn.Linear(places * sizes[-1], embed_dim))
@@ -83,7 +83,7 @@ def batches(labels, count, batch_size, seed):
         yield np.array([rand.choice(rows[label]) for label in chosen])
 
 
-def fit(pairs, images, labels, captions, steps, batch_size=128, lr=5e-4, warmup=100, seed=0):
+def fit(pairs, images, labels, captions, steps, batch_size=128, lr=1e-3, warmup=100, seed=0):
     """AdamW; the rate rises for `warmup` steps, then falls to zero by a cosine."""
     optimizer = torch.optim.AdamW(pairs.parameters(), lr=lr, weight_decay=0.0, fused=True)
     bar = tqdm(batches(labels.numpy(), steps, batch_size, seed), "clip", steps, disable=None)

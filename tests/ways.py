@@ -100,9 +100,10 @@ def run(way, encoder, data, args):
     for block in model.blocks:
         block.compile()
     begin = time.perf_counter()
-    trainer.train(args.epochs)
-    trainer.lr = args.last_lr  # shapes become clean once the rate falls
-    trainer.train(args.last_epochs)
+    for epoch in range(args.epochs + args.last_epochs):
+        if epoch == args.epochs:
+            trainer.lr = args.last_lr  # shapes become clean once the rate falls
+        print(f"{way}, epoch {epoch + 1}: {trainer.train(1)[-1]:.4f}", file=sys.stderr, flush=True)
     row = {
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "steps": trainer.step, "loss": trainer.losses[-1], "seconds": time.perf_counter() - begin,
@@ -127,8 +128,8 @@ def parse_args():
     add("--epochs", type=int, default=22, metavar="N", help="at --lr (22)")
     add("--last-epochs", type=int, default=3, metavar="N", help="at --last-lr (3)")
     add("--batch-size", type=int, default=64, metavar="N", help="images per step (64)")
-    add("--lr", type=float, default=1e-3, metavar="X", help="learning rate (1e-3)")
-    add("--last-lr", type=float, default=1e-4, metavar="X", help="at the end (1e-4)")
+    add("--lr", type=float, default=5e-4, metavar="X", help="learning rate (5e-4)")
+    add("--last-lr", type=float, default=5e-5, metavar="X", help="at the end (5e-5)")
     add("--warmup", type=int, default=100, metavar="N", help="steps in which it rises (100)")
     add("--ema", type=float, default=0.999, metavar="X", help="decay of the average (0.999)")
     add("--cfg", type=float, default=3.0, metavar="W", help="guidance scale (3)")
