@@ -5,6 +5,8 @@ import os
 import re
 import signal
 import sys
+import textwrap
+import traceback
 import warnings
 from collections import defaultdict
 from pathlib import Path
@@ -20,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 quiet = {
     "deadline": None,
+    "report_multiple_bugs": False,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 }
 settings.register_profile("ci", max_examples=20, derandomize=True, database=None, **quiet)
@@ -42,9 +45,19 @@ def read_statements():
     return dict(found)
 
 
+def sentence_of(name):
+    """What docs/ say of a statement."""
+    text = "\n".join(path.read_text() for path in CHAPTERS)
+    found = re.search(rf"^- \*\*\[{name}\]\*\* (.*(?:\n  .*)*)", text, re.M)
+    return " ".join(found[1].split())
+
+
 def pytest_addoption(parser):
     group = parser.getgroup("flowclip")
-    group.addoption("--impl", metavar="PATH", help="judge this file in place of flowclip.py")
+    group.addoption(
+        "--impl", metavar="PATH",
+        help="judge this file in place of flowclip.py; of a file elsewhere write --impl=PATH",
+    )  # fmt: skip
     group.addoption(
         "--spec", metavar="NAME", help="run one part of the spec: ATTN, or one statement: ATTN-3"
     )
@@ -78,23 +91,73 @@ def statements_of(item):
     return [name for mark in item.iter_markers("spec") for name in mark.args]
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Another file is judged by the chapters' tests alone."""
+    name = collection_path.name
+    if config.getoption("--impl") and name.startswith("test_") and not name[5].isdigit():
+        return True
+
+
 def pytest_collection_modifyitems(config, items):
+    """--spec keeps one part; --impl keeps what guards a statement, and nothing else."""
     wanted = config.getoption("--spec")
-    if wanted:
-        if not any(wanted in (name, name.split("-")[0]) for name in read_statements()):
-            raise pytest.UsageError(f"--spec {wanted}: no such statement in docs/")
+    if wanted and not any(wanted in (name, name.split("-")[0]) for name in read_statements()):
+        raise pytest.UsageError(f"--spec {wanted}: no such statement in docs/")
+    keep = items[:]
+    if wanted or config.getoption("--impl"):
         keep = [
             item
             for item in items
-            if any(wanted in (name, name.split("-")[0]) for name in statements_of(item))
+            if any(not wanted or wanted in (n, n.split("-")[0]) for n in statements_of(item))
         ]
-        config.hook.pytest_deselected(items=[item for item in items if item not in keep])
-        items[:] = keep
+    config.hook.pytest_deselected(items=[item for item in items if item not in keep])
+    items[:] = keep
+
+
+def what_was_wrong(error, file):
+    """-> a few lines: the values that differ, or what could not be done, and in which line."""
+    said = str(error).strip() or type(error).__name__
+    if missing := re.match(r"module 'flowclip' has no attribute '(\w+)'", said):
+        return [f"{file.name} has no `{missing[1]}`, which this needs: see docs/interface.md"]
+    lines = [line for line in said.splitlines() if line.strip()][:3]
+    if isinstance(error, AssertionError):
+        return lines[:1] if "assert" in "".join(lines[1:2]) else lines
+    mine = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file]
+    where = f", {file.name} line {mine[-1].lineno}: {mine[-1].line}" if mine else ""
+    return [f"{type(error).__name__}{where}", *lines]
+
+
+def drawn_values(error, fixtures):
+    """-> the arguments that hypothesis drew; models and encoders have no place in a short text."""
+    notes = "\n".join(getattr(error, "__notes__", []))
+    found = re.findall(r"^    (\w+)=(.*),$|^(Draw \d+.*)$", notes, re.M)
+    return [
+        draw or f"{name} = {value}" for name, value, draw in found if name not in fixtures
+    ]  # fmt: skip
+
+
+def lesson(item, error):
+    """What a learner reads when a test is red: the sentence, the first place that differs."""
+    file = Path(item.config.getoption("--impl") or ROOT / "flowclip.py").resolve()
+    lines = []
+    for name in statements_of(item):
+        lines += textwrap.wrap(f"[{name}] {sentence_of(name)}", 96, max_lines=6, placeholder=" ...")
+    wrong = what_was_wrong(error, file)
+    values = drawn_values(error, item.fixturenames)
+    if values:
+        wrong.append("where " + "; ".join(values))
+    for line in wrong:
+        lines += textwrap.wrap(line, 96, initial_indent="    ", subsequent_indent="    ",
+                               max_lines=2, placeholder=" ...")  # fmt: skip
+    path, line, _ = item.location
+    return "\n".join([*lines, f"{path}:{line + 1}, {item.name} (--tb=short shows more)"])
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
+    if report.failed and statements_of(item) and item.config.getoption("tbstyle") == "auto":
+        report.longrepr = lesson(item, call.excinfo.value)
     if report.when == "call" or report.outcome != "passed":
         reason = report.longrepr[2].removeprefix("Skipped: ") if report.skipped else ""
         item.config.outcomes[item.nodeid] = statements_of(item), report.outcome, reason
@@ -138,6 +201,25 @@ def pytest_terminal_summary(terminalreporter, config):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def of_train(pytestconfig):
+    """of_train(name): what train.py calls so, or the file of --impl, where that has it."""
+    import flowclip
+
+    impl = pytestconfig.getoption("--impl")
+
+    def get(name):
+        if not impl:
+            import train
+
+            return getattr(train, name)
+        if not hasattr(flowclip, name):
+            pytest.skip(f"{Path(impl).name} has no `{name}`; train.py has")
+        return getattr(flowclip, name)
+
+    return get
 
 
 def untrained(name):
