@@ -114,11 +114,15 @@ def pytest_collection_modifyitems(config, items):
     items[:] = keep
 
 
+def what_is_missing(error):
+    """-> the name that the judged file lacks, or None."""
+    found = re.match(r"module 'flowclip' has no attribute '(\w+)'", str(error))
+    return found and found[1]
+
+
 def what_was_wrong(error, file):
     """-> a few lines: the values that differ, or what could not be done, and in which line."""
     said = str(error).strip() or type(error).__name__
-    if missing := re.match(r"module 'flowclip' has no attribute '(\w+)'", said):
-        return [f"{file.name} has no `{missing[1]}`, which this needs: see docs/interface.md"]
     lines = [line for line in said.splitlines() if line.strip()][:3]
     if isinstance(error, AssertionError):
         return lines[:1] if "assert" in "".join(lines[1:2]) else lines
@@ -139,6 +143,10 @@ def drawn_values(error, fixtures):
 def lesson(item, error):
     """What a learner reads when a test is red: the sentence, the first place that differs."""
     file = Path(item.config.getoption("--impl") or ROOT / "flowclip.py").resolve()
+    if missing := what_is_missing(error):
+        return f"{', '.join(statements_of(item))}: {file.name} has no `{missing}`"
+    if isinstance(error, NotImplementedError):
+        return f"{', '.join(statements_of(item))}: still to be written"
     lines = []
     for name in statements_of(item):
         lines += textwrap.wrap(f"[{name}] {sentence_of(name)}", 96, max_lines=6, placeholder=" ...")
@@ -156,10 +164,11 @@ def lesson(item, error):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
+    missing = report.failed and what_is_missing(call.excinfo.value)
     if report.failed and statements_of(item) and item.config.getoption("tbstyle") == "auto":
         report.longrepr = lesson(item, call.excinfo.value)
     if report.when == "call" or report.outcome != "passed":
-        reason = report.longrepr[2].removeprefix("Skipped: ") if report.skipped else ""
+        reason = report.longrepr[2].removeprefix("Skipped: ") if report.skipped else missing or ""
         item.config.outcomes[item.nodeid] = statements_of(item), report.outcome, reason
     return report
 
@@ -194,8 +203,12 @@ def pytest_terminal_summary(terminalreporter, config):
         write(line, green=bool(held) and not failed, red=bool(failed))
         if failed:
             write(f"    fail: {' '.join(failed)}", red=True)
-        for name in skipped:
-            write(f"    skipped: {name}, {seen[name][0][1]}")
+        for reason in dict.fromkeys(seen[name][0][1] for name in skipped):
+            alike = [name for name in skipped if seen[name][0][1] == reason]
+            write(f"    skipped: {' '.join(alike)}, {reason}")
+        lacks = {reason for name in failed for outcome, reason in seen[name] if outcome == "failed"}
+        if lacks - {""}:
+            write(f"    not there: {', '.join(sorted(lacks - {''}))}")
 
 
 @pytest.fixture(autouse=True)

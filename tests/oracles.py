@@ -41,7 +41,7 @@ def linear(layer, vector):
 
 
 def read(module, A, Z):
-    """[ATTN-6] from the weights A [B, h, N, M]: A V head by head, side by side, then W_o and b_o."""
+    """[ATTN-6] from the weights A [B, h, N, M]: A V head by head, side by side, W_o and b_o."""
     outputs = []
     for weights, tokens in zip(A.tolist(), Z.tolist()):
         values = [linear(module.v_proj, z) for z in tokens]

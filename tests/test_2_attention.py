@@ -174,16 +174,6 @@ def test_permuted_patches_permute_the_output(s):
     close("the output", attention(x[:, patches], Z, mask), out[:, patches])
 
 
-@pytest.mark.spec("CLIP-13")
-@given(draw.readings, st.integers(0, 3))
-def test_trimming_changes_nothing(s, padding):
-    attention, x, Z, mask = setting(s)
-    Z = torch.cat([Z, torch.full((s.B, padding, s.D_z), 7.0).double()], 1)
-    mask = torch.cat([mask, mask.new_zeros(s.B, padding)], 1)
-    short, short_mask = flowclip.trim_context(Z, mask)
-    close("the output", attention(x, short, short_mask), attention(x, Z, mask))
-
-
 # ---- Beyond the statements ----
 @given(draw.readings)
 def test_equals_the_loop(s):

@@ -107,8 +107,8 @@ def test_positions_are_added_once_before_the_first_block(make_model, kind, seed)
     """Every parameter is random, so that a position that is learned would be, too."""
     model, (xt, *rest) = make_model(kind, seed), inputs(kind, seed)
     first, second, _ = recorded(model, xt, *rest)
-    pixels = flowclip.patchify(xt, 2)
-    embedded = [[oracles.linear(model.patch_embed, row) for row in rows.tolist()] for rows in pixels]
+    pixels = flowclip.patchify(xt, 2).tolist()
+    embedded = [[oracles.linear(model.patch_embed, patch) for patch in rows] for rows in pixels]
     expected = torch.tensor(embedded) + flowclip.position_embedding_2d(16, 4)
     close("what the first block is given", first.x, expected, atol=1e-4)
     equal("what the second block is given", second.x, first.answer)
@@ -292,7 +292,7 @@ def test_the_backbone_starts_by_xavier_s_uniform_law(kind):
 
 @pytest.mark.spec("DIT-7")
 def test_the_layer_on_the_text_starts_as_pytorch_starts_it():
-    """Weights and biases uniform between +- 1 / sqrt(width), the documented default of nn.Linear."""
+    """Weights and biases uniform between +- 1 / sqrt(width), as nn.Linear documents it."""
     layer, bound = untrained("TextConditionalDiT", context_dim=96)[0].context_proj, 96**-0.5
     follows("context_proj.weight", layer.weight, uniform(-bound, bound))
     follows("context_proj.bias", layer.bias, uniform(-bound, bound))

@@ -101,13 +101,12 @@ def test_what_is_given_is_not_drawn():
 @pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("m, s", [(0.7, 0.5), (-0.3, 2.0)])
 def test_the_gaussian_closed_form_has_the_least_loss(t, m, s):
-    n = 50_000
-    x0, x1 = m + s * torch.randn(n, 1).double(), torch.randn(n, 1).double()
+    x0, x1 = m + s * torch.randn(200, 250).double(), torch.randn(200, 250).double()
     best = oracles.gaussian_velocity(m, s, t)
 
     def loss(intercept, slope):
         model = lambda xt, *_: intercept + slope * xt  # noqa: E731
-        times = torch.full((n,), t).double()
+        times = torch.full((200,), t).double()
         return flowclip.flow_matching_loss(model, x0, None, None, x1=x1, t=times).item()
 
     least = loss(*best)
