@@ -52,10 +52,14 @@ def normal(deviation):
     return lambda u: torch.special.ndtr(u / deviation)
 
 
-def unrelated(name, columns):
-    """No two columns of a table [n, k] go together: correlations as small as chance makes them."""
+def unrelated(name, columns, to_first=False):
+    """No two columns of a table [n, k] go together: correlations as small as chance makes them.
+
+    to_first: only those with the first column are looked at.
+    """
     table = torch.as_tensor(columns).detach().double()
     found = torch.corrcoef(table.T) - torch.eye(table.shape[1])
+    found = found[:1] if to_first else found
     worst = found.abs().argmax().item()
     i, j = divmod(worst, table.shape[1])
     # a bound for the largest of all pairs: 5.5 deviations where there are many

@@ -27,6 +27,7 @@ quiet = {
 }
 settings.register_profile("ci", max_examples=20, derandomize=True, database=None, **quiet)
 settings.register_profile("dev", max_examples=20, **quiet)
+settings.register_profile("few", settings.get_profile("ci"), max_examples=5)
 settings.register_profile("thorough", max_examples=300, **quiet)
 settings.register_profile(
     "brief", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate]
@@ -123,9 +124,9 @@ def what_is_missing(error):
 def what_was_wrong(error, file):
     """-> a few lines: the values that differ, or what could not be done, and in which line."""
     said = str(error).strip() or type(error).__name__
-    lines = [line for line in said.splitlines() if line.strip()][:3]
+    lines = [line for line in said.splitlines() if line.strip()][:1]
     if isinstance(error, AssertionError):
-        return lines[:1] if "assert" in "".join(lines[1:2]) else lines
+        return lines
     mine = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file]
     where = f", {file.name} line {mine[-1].lineno}: {mine[-1].line}" if mine else ""
     return [f"{type(error).__name__}{where}", *lines]

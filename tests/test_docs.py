@@ -155,6 +155,7 @@ PARSERS = {
     "tests/ablate.py": ablate.parse_args,
     "tests/shapes.py": shapes.parse_args,
     "tests/compose.py": compose.parse_args,
+    "docs/blank.py": lambda: runpy.run_path(str(ROOT / "docs/blank.py"))["blank"](sys.argv[1]),
     "docs/figures.py": runpy.run_path(str(ROOT / "docs/figures.py"))["parse_args"],
 }
 
