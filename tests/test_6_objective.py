@@ -156,13 +156,12 @@ def gradient(weights, x0, xt, t):
 @pytest.fixture(scope="session")
 def new_trainer(of_train):
     """new_trainer(model, **options) -> a trainer on the CPU in float32."""
+    Trainer = of_train("TextConditionalTrainer")
 
     def new(model, batches=(), **options):
         defaults = {"device": "cpu", "precision": "fp32"}
         caption_fn = lambda labels: [CAPTIONS[n] for n in labels.tolist()]  # noqa: E731
-        return of_train("TextConditionalTrainer")(
-            model, draw.StandIn(), batches, caption_fn, **(defaults | options)
-        )
+        return Trainer(model, draw.StandIn(), batches, caption_fn, **(defaults | options))
 
     return new
 

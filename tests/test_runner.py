@@ -30,12 +30,12 @@ def runs(tmp_path_factory):
     blank = [sys.executable, "docs/blank.py", "ATTN"]
     emptied = subprocess.run(blank, cwd=ROOT, capture_output=True, text=True).stdout
     code = transcript()[2]
-    alone = f"import math\n\nimport torch\nfrom torch import nn\n\n\n{code.replace(*SLIP)}\n"
+    alone = f"import math\n\nimport torch\nfrom torch import nn\n\n\n{code}\n"
     files = {
         "blank": emptied,
-        "slip": f"{emptied}\nimport math\n\n\n{code}\n",
-        "written": f"{emptied}\nimport math\n\n\n{code.replace(*SLIP)}\n",
-        "alone": alone,
+        "slip": alone,
+        "written": f"{emptied}\n\n{code.replace(*SLIP)}\n",
+        "alone": alone.replace(*SLIP),
         "unfinished": "def half(:\n",
     }
     for name, text in files.items():
