@@ -10,7 +10,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.conftest import CHAPTERS, ROOT, lesson, pytest_collection_modifyitems, read_statements
+import flowclip
+from tests.conftest import (
+    CHAPTERS,
+    ROOT,
+    lesson,
+    load,
+    pytest_collection_modifyitems,
+    read_statements,
+)
 
 PAGE = (ROOT / "docs/README.md").read_text()
 SLIP = "math.sqrt(x.shape[-1])", "math.sqrt(q.shape[-1])"  # wrong, right: D_x in place of d_head
@@ -118,6 +126,14 @@ def test_the_longest_statement_and_a_long_error_stay_short():
     words = lesson(item, error).splitlines()
     assert len(words) < 15 and max(map(len, words)) <= 110, words
     assert any("where w = 1" in line for line in words)
+
+
+def test_a_file_may_take_the_rest_from_flowclip(tmp_path):
+    """And it replaces, in its own name alone, what it writes anew."""
+    (tmp_path / "mine.py").write_text("from flowclip import *\n\ndef patchify(*_): return 1\n")
+    judged = load(tmp_path / "mine.py")
+    assert judged.unpatchify is flowclip.unpatchify
+    assert judged.patchify() == 1 and flowclip.patchify is not judged.patchify
 
 
 def test_mistakes_of_the_command_line(runs):
