@@ -203,9 +203,7 @@ def pytest_terminal_summary(terminalreporter, config):
             for guarded, _, _ in config.outcomes.values()
         )
         rest = len(names) - len(failed) - len(held) - len(skipped)
-        line = table.format(
-            chapter, len(names), len(held), len(failed), len(skipped), rest, tests
-        )
+        line = table.format(chapter, len(names), len(held), len(failed), len(skipped), rest, tests)
         write(line, green=bool(held) and not failed, red=bool(failed))
         if failed:
             write(f"    fail: {' '.join(failed)}", red=True)

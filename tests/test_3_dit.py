@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import flowclip
 from tests import oracles
 from tests import strategies as draw
-from tests.compare import close, equal, follows, normal, uniform
+from tests.compare import close, equal, follows_normal, follows_uniform
 
 kinds = pytest.mark.parametrize("kind", ["DiT", "ConditionalDiT", "TextConditionalDiT"])
 
@@ -287,21 +287,21 @@ def test_the_backbone_starts_by_xavier_s_uniform_law(kind):
     for name, layer in parts(untrained(kind)[0])[1].items():
         width_out, width_in = layer.weight.shape
         bound = math.sqrt(6 / (width_in + width_out))
-        follows(f"{name}.weight", layer.weight, uniform(-bound, bound))
+        follows_uniform(f"{name}.weight", layer.weight, -bound, bound)
 
 
 @pytest.mark.spec("DIT-7")
 def test_the_layer_on_the_text_starts_as_pytorch_starts_it():
     """Weights and biases uniform between +- 1 / sqrt(width), as nn.Linear documents it."""
     layer, bound = untrained("TextConditionalDiT", context_dim=96)[0].context_proj, 96**-0.5
-    follows("context_proj.weight", layer.weight, uniform(-bound, bound))
-    follows("context_proj.bias", layer.bias, uniform(-bound, bound))
+    follows_uniform("context_proj.weight", layer.weight, -bound, bound)
+    follows_uniform("context_proj.bias", layer.bias, -bound, bound)
 
 
 @pytest.mark.spec("DIT-7")
 def test_class_vectors_start_normal():
     model, _ = untrained("ConditionalDiT", num_classes=99)
-    follows("label_embedding.weight", model.label_embedding.weight, normal(0.02))
+    follows_normal("label_embedding.weight", model.label_embedding.weight, 0.02)
 
 
 @pytest.mark.spec("DIT-7")
