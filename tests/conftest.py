@@ -5,6 +5,8 @@ import os
 import re
 import signal
 import sys
+import textwrap
+import traceback
 import warnings
 from collections import defaultdict
 from pathlib import Path
@@ -20,10 +22,12 @@ sys.path.insert(0, str(ROOT))
 
 quiet = {
     "deadline": None,
+    "report_multiple_bugs": False,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 }
 settings.register_profile("ci", max_examples=20, derandomize=True, database=None, **quiet)
 settings.register_profile("dev", max_examples=20, **quiet)
+settings.register_profile("few", settings.get_profile("ci"), max_examples=5)
 settings.register_profile("thorough", max_examples=300, **quiet)
 settings.register_profile(
     "brief", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate]
@@ -42,12 +46,37 @@ def read_statements():
     return dict(found)
 
 
+def sentence_of(name):
+    """What docs/ say of a statement."""
+    text = "\n".join(path.read_text() for path in CHAPTERS)
+    found = re.search(rf"^- \*\*\[{name}\]\*\* (.*(?:\n  .*)*)", text, re.M)
+    return " ".join(found[1].split())
+
+
 def pytest_addoption(parser):
     group = parser.getgroup("flowclip")
-    group.addoption("--impl", metavar="PATH", help="judge this file in place of flowclip.py")
+    group.addoption(
+        "--impl", metavar="PATH",
+        help="judge this file in place of flowclip.py; of a file elsewhere write --impl=PATH",
+    )  # fmt: skip
     group.addoption(
         "--spec", metavar="NAME", help="run one part of the spec: ATTN, or one statement: ATTN-3"
     )
+
+
+def load(path):
+    """-> the module to be judged. What it imports from flowclip is that of flowclip.py."""
+    if not path.is_file():
+        raise pytest.UsageError(f"--impl {path}: no such file")
+    module_spec = importlib.util.spec_from_file_location("judged", path)
+    sys.modules["judged"] = module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise pytest.UsageError(
+            f"--impl {path} cannot be imported: {type(error).__name__}: {error}"
+        ) from None
+    return module
 
 
 def pytest_configure(config):
@@ -60,17 +89,7 @@ def pytest_configure(config):
         "markers", "heavy: minutes of fuzzing, killing and watching; run by pytest -m heavy"
     )
     if config.getoption("--impl"):
-        path = Path(config.getoption("--impl")).resolve()
-        if not path.is_file():
-            raise pytest.UsageError(f"--impl {path}: no such file")
-        module_spec = importlib.util.spec_from_file_location("flowclip", path)
-        sys.modules["flowclip"] = module = importlib.util.module_from_spec(module_spec)
-        try:
-            module_spec.loader.exec_module(module)
-        except Exception as error:
-            raise pytest.UsageError(
-                f"--impl {path} cannot be imported: {type(error).__name__}: {error}"
-            ) from None
+        sys.modules["flowclip"] = load(Path(config.getoption("--impl")).resolve())
     config.outcomes = {}  # test -> (its statements, outcome, reason)
 
 
@@ -78,25 +97,84 @@ def statements_of(item):
     return [name for mark in item.iter_markers("spec") for name in mark.args]
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Another file is judged by the chapters' tests alone."""
+    name = collection_path.name
+    if config.getoption("--impl") and name.startswith("test_") and not name[5].isdigit():
+        return True
+
+
 def pytest_collection_modifyitems(config, items):
+    """--spec keeps one part; --impl keeps what guards a statement, and nothing else."""
     wanted = config.getoption("--spec")
-    if wanted:
-        if not any(wanted in (name, name.split("-")[0]) for name in read_statements()):
-            raise pytest.UsageError(f"--spec {wanted}: no such statement in docs/")
+    if wanted and not any(wanted in (name, name.split("-")[0]) for name in read_statements()):
+        raise pytest.UsageError(f"--spec {wanted}: no such statement in docs/")
+    keep = items[:]
+    if wanted or config.getoption("--impl"):
         keep = [
             item
             for item in items
-            if any(wanted in (name, name.split("-")[0]) for name in statements_of(item))
+            if any(not wanted or wanted in (n, n.split("-")[0]) for n in statements_of(item))
         ]
-        config.hook.pytest_deselected(items=[item for item in items if item not in keep])
-        items[:] = keep
+    config.hook.pytest_deselected(items=[item for item in items if item not in keep])
+    items[:] = keep
+
+
+def what_is_missing(error):
+    """-> the name that the judged file lacks, or None."""
+    found = re.match(r"module '(?:flowclip|judged)' has no attribute '(\w+)'", str(error))
+    return found and found[1]
+
+
+def what_was_wrong(error, file):
+    """-> a few lines: the values that differ, or what could not be done, and in which line."""
+    said = str(error).strip() or type(error).__name__
+    lines = [line for line in said.splitlines() if line.strip()][:1]
+    if isinstance(error, AssertionError):
+        return lines
+    mine = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file]
+    where = f", {file.name} line {mine[-1].lineno}: {mine[-1].line}" if mine else ""
+    return [f"{type(error).__name__}{where}", *lines]
+
+
+def drawn_values(error, fixtures):
+    """-> the arguments that hypothesis drew; models and encoders have no place in a short text."""
+    notes = "\n".join(getattr(error, "__notes__", []))
+    found = re.findall(r"^    (\w+)=(.*),$|^(Draw \d+.*)$", notes, re.M)
+    return [
+        draw or f"{name} = {value}" for name, value, draw in found if name not in fixtures
+    ]  # fmt: skip
+
+
+def lesson(item, error):
+    """What a learner reads when a test is red: the sentence, the first place that differs."""
+    file = Path(item.config.getoption("--impl") or ROOT / "flowclip.py").resolve()
+    if missing := what_is_missing(error):
+        return f"{', '.join(statements_of(item))}: {file.name} has no `{missing}`"
+    if isinstance(error, NotImplementedError):
+        return f"{', '.join(statements_of(item))}: still to be written"
+    lines = []
+    for name in statements_of(item):
+        lines += textwrap.wrap(f"[{name}] {sentence_of(name)}", 96, max_lines=6, placeholder=" ...")
+    wrong = what_was_wrong(error, file)
+    values = drawn_values(error, item.fixturenames)
+    if values:
+        wrong.append("where " + "; ".join(values))
+    for line in wrong:
+        lines += textwrap.wrap(line, 96, initial_indent="    ", subsequent_indent="    ",
+                               max_lines=2, placeholder=" ...")  # fmt: skip
+    path, line, _ = item.location
+    return "\n".join([*lines, f"{path}:{line + 1}, {item.name} (--tb=short shows more)"])
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
+    missing = report.failed and what_is_missing(call.excinfo.value)
+    if report.failed and statements_of(item) and item.config.getoption("tbstyle") == "auto":
+        report.longrepr = lesson(item, call.excinfo.value)
     if report.when == "call" or report.outcome != "passed":
-        reason = report.longrepr[2].removeprefix("Skipped: ") if report.skipped else ""
+        reason = report.longrepr[2].removeprefix("Skipped: ") if report.skipped else missing or ""
         item.config.outcomes[item.nodeid] = statements_of(item), report.outcome, reason
     return report
 
@@ -125,19 +203,40 @@ def pytest_terminal_summary(terminalreporter, config):
             for guarded, _, _ in config.outcomes.values()
         )
         rest = len(names) - len(failed) - len(held) - len(skipped)
-        line = table.format(
-            chapter, len(names), len(held), len(failed), len(skipped), rest, tests
-        )
+        line = table.format(chapter, len(names), len(held), len(failed), len(skipped), rest, tests)
         write(line, green=bool(held) and not failed, red=bool(failed))
         if failed:
             write(f"    fail: {' '.join(failed)}", red=True)
-        for name in skipped:
-            write(f"    skipped: {name}, {seen[name][0][1]}")
+        for reason in dict.fromkeys(seen[name][0][1] for name in skipped):
+            alike = [name for name in skipped if seen[name][0][1] == reason]
+            write(f"    skipped: {' '.join(alike)}, {reason}")
+        lacks = {reason for name in failed for outcome, reason in seen[name] if outcome == "failed"}
+        if lacks - {""}:
+            write(f"    not there: {', '.join(sorted(lacks - {''}))}")
 
 
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def of_train(pytestconfig):
+    """of_train(name): what train.py calls so, or the file of --impl, where that has it."""
+    import flowclip
+
+    impl = pytestconfig.getoption("--impl")
+
+    def get(name):
+        if not impl:
+            import train
+
+            return getattr(train, name)
+        if not hasattr(flowclip, name):
+            pytest.skip(f"{Path(impl).name} has no `{name}`; train.py has")
+        return getattr(flowclip, name)
+
+    return get
 
 
 def untrained(name):

@@ -52,14 +52,14 @@ def patches(images, p):
 
 
 def linear(layer, vector):
-    """W vector + b of an nn.Linear."""
+    """W vector + b, of anything that has a weight and a bias."""
     W, b = layer.weight.tolist(), layer.bias.tolist()
     return [sum(w * u for w, u in zip(row, vector)) + offset for row, offset in zip(W, b)]
 
 
 def attention(module, x, Z, mask):
     """[ATTN-1] to [ATTN-6], one number at a time -> (output, A)."""
-    heads, d = module.num_heads, module.q_proj.out_features // module.num_heads
+    heads, d = module.num_heads, len(module.q_proj.weight) // module.num_heads
     outputs, weights = [], []
     for patches_b, tokens, real in zip(x.tolist(), Z.tolist(), mask.tolist()):
         keys = [linear(module.k_proj, z) for z in tokens]

@@ -1,52 +1,75 @@
 """Chapter 4: data and captions."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import flowclip
-import train
 from tests import strategies as draw
+from tests.compare import close, equal
+
+CIFAR10 = [
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
+]  # fmt: skip
 
 
-@pytest.mark.spec("DATA-1", "DATA-2")
+@pytest.mark.spec("DATA-1")
+@given(st.lists(draw.names, min_size=1, max_size=3))
+def test_a_photo_of_a_name(names):
+    captions = flowclip.make_captions(names)
+    assert len(captions) == len(names), f"{len(captions)} captions of {len(names)} names"
+    for name, said in zip(names, captions):
+        fits = re.fullmatch(f"a photo of an? {re.escape(name)}", said)
+        assert fits, f"of {name!r}: expected 'a photo of a {name}', found {said!r}"
+
+
+@pytest.mark.spec("DATA-2")
 @given(draw.names)
-def test_captions(name):
-    article = "an" if name[0] in "aeiouAEIOU" else "a"
-    captions = [f"a photo of {article} {name}", "a photo of a dog"]
-    assert flowclip.make_captions([name, "dog"]) == captions
+def test_the_article(name):
+    expected = "an" if name[0] in "aeiouAEIOU" else "a"
+    said = flowclip.make_captions([name])[0]
+    found = said.removeprefix("a photo of ").split()[0]
+    assert found == expected, f"of {name!r}: expected the article {expected!r}, found {said!r}"
 
 
 @pytest.mark.spec("DATA-3")
 def test_cifar10_captions():
-    an, a = "airplane automobile", "bird cat deer dog frog horse ship truck"
-    captions = [f"a photo of an {name}" for name in an.split()]
-    captions += [f"a photo of a {name}" for name in a.split()]
-    assert flowclip.make_cifar10_captions(torch.arange(10)) == captions
-    assert flowclip.make_cifar10_captions([5, 0]) == ["a photo of a dog", "a photo of an airplane"]
-    for bad in ([10], [-1]):
-        with pytest.raises(ValueError):
-            flowclip.make_cifar10_captions(bad)
+    said = flowclip.make_cifar10_captions(torch.arange(10))
+    for label, name in enumerate(CIFAR10):
+        expected = flowclip.make_captions([name])[0]
+        assert said[label] == expected, f"{label}: expected {expected!r}, found {said[label]!r}"
+    for bad in (10, -1):
+        try:
+            said = flowclip.make_cifar10_captions([bad])
+        except ValueError:
+            continue
+        raise AssertionError(f"the label {bad}: expected a ValueError, found {said!r}")
 
 
-@pytest.mark.spec("DATA-4", "DATA-5")
-def test_every_pixel_value_comes_back():
+@pytest.mark.spec("DATA-4")
+def test_every_pixel_value():
     u = torch.arange(256, dtype=torch.uint8)
-    x = flowclip.normalize_images(u)
-    expected = torch.tensor([n / 127.5 - 1 for n in range(256)])
-    assert x.dtype == torch.float32 and x[0] == -1 and x[255] == 1
-    torch.testing.assert_close(x, expected, atol=1e-6, rtol=0)
-    assert torch.equal(flowclip.denormalize_images(x), u)
+    expected = [n / 127.5 - 1 for n in range(256)]
+    close("the image of the pixels 0..255", flowclip.normalize_images(u), expected, atol=1e-6)
+
+
+@pytest.mark.spec("DATA-5")
+def test_every_pixel_value_comes_back():
+    x = torch.arange(256) / 127.5 - 1  # [DATA-4]
+    equal("the pixels of all 256 values", flowclip.denormalize_images(x), torch.arange(256))
 
 
 @pytest.mark.spec("DATA-5")
 @given(st.lists(st.floats(-9, 9), min_size=1, max_size=8))
 def test_outside_is_clamped_not_wrapped(values):
-    out = flowclip.denormalize_images(torch.tensor(values))
-    assert out.dtype == torch.uint8
-    for value, u in zip(torch.tensor(values).tolist(), out.tolist()):
-        assert abs(u - min(255, max(0, (value + 1) * 127.5))) <= 0.5 + 1e-4
+    out = flowclip.denormalize_images(torch.tensor(values)).tolist()
+    for x, u in zip(torch.tensor(values).tolist(), out):
+        exact = min(255, max(0, (x + 1) * 127.5))
+        near = abs(u - exact) <= 0.5 + 1e-4
+        assert near, f"of x = {x:.4g}: expected round({exact:.4f}), found {u}"
 
 
 @pytest.mark.spec("DATA-6")
@@ -54,19 +77,33 @@ def test_outside_is_clamped_not_wrapped(values):
     st.lists(st.text("aeiouxyzAEIOU0é猫", min_size=1, max_size=5), min_size=1, max_size=3),
     draw.prompts,
 )
-def test_a_folder_is_a_caption_unless_a_text_stands_beside_the_image(tmp_path, parts, caption):
-    folder = tmp_path / "_".join(parts)
-    article = "an" if parts[0][0] in "aeiouAEIOU" else "a"
-    named = f"a photo of {article} {' '.join(parts)}"
-    assert train.caption_of_file(folder / "no.text.png") == named
+def test_a_folder_is_a_caption_unless_a_text_stands_beside_the_image(
+    of_train, tmp_path, parts, caption
+):
+    folder, caption_of_file = tmp_path / "_".join(parts), of_train("caption_of_file")
+    expected = flowclip.make_captions([" ".join(parts)])[0]
+    found = caption_of_file(folder / "no.text.png")
+    assert found == expected, f"without a text: expected {expected!r}, found {found!r}"
     folder.mkdir(exist_ok=True)
     (folder / "with.text.txt").write_text(f" {caption}\n", encoding="utf-8")
-    assert train.caption_of_file(folder / "with.text.png") == caption.strip()
+    found, expected = caption_of_file(folder / "with.text.png"), caption.strip()
+    assert found == expected, f"beside a text: expected {expected!r}, found {found!r}"
 
 
-def test_texts_of_other_encodings(tmp_path):
+# ---- Beyond the statements ----
+def test_captions_of_lists():
+    assert flowclip.make_cifar10_captions([5, 0]) == ["a photo of a dog", "a photo of an airplane"]
+
+
+def test_types_of_images():
+    x = flowclip.normalize_images(torch.tensor([0, 255], dtype=torch.uint8))
+    assert x.dtype == torch.float32 and x.tolist() == [-1, 1]
+    assert flowclip.denormalize_images(x).dtype == torch.uint8
+
+
+def test_texts_of_other_encodings(of_train, tmp_path):
     (tmp_path / "1.txt").write_text("\ufeffa red square", encoding="utf-8")  # as some editors begin
-    assert train.caption_of_file(tmp_path / "1.png") == "a red square"
+    assert of_train("caption_of_file")(tmp_path / "1.png") == "a red square"
     (tmp_path / "1.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ValueError):
-        train.caption_of_file(tmp_path / "1.png")
+        of_train("caption_of_file")(tmp_path / "1.png")

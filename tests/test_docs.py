@@ -1,6 +1,7 @@
 """The documents are held to the code: statements, commands, examples, links."""
 
 import contextlib
+import inspect
 import io
 import re
 import runpy
@@ -65,6 +66,58 @@ def test_mentioned_statements_exist(path):
     assert set(re.findall(rf"\[({NAME})\]", path.read_text())) <= set(read_statements())
 
 
+INTERFACE = ROOT / "docs/interface.md"
+
+
+def signatures():
+    """Every line of docs/interface.md like `Name.method(...)` -> (name, arguments)."""
+    return re.findall(r"^    ([\w.]+)\((.*)\)$", INTERFACE.read_text(), re.M)
+
+
+def arguments_of(name):
+    """What Python says of a name of flowclip.py or train.py, in the words of the page."""
+    owner, _, method = name.partition(".")
+    place = flowclip if hasattr(flowclip, owner) else train
+    parameters = inspect.signature(getattr(place, owner)).parameters.values()
+    if method:
+        parameters = inspect.signature(getattr(getattr(place, owner), method)).parameters.values()
+        parameters = list(parameters)[1:]  # without self
+    plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
+    return str(inspect.Signature(plain))[1:-1]
+
+
+@pytest.mark.parametrize("name, said", signatures(), ids=[name for name, _ in signatures()])
+def test_the_interface_has_the_signatures_of_the_code(name, said):
+    arguments = arguments_of(name)
+    for python, page in {  # what the page leaves out
+        "DiT": (", *, context_dim=None", ""),
+        "ConditionalDiT": ("*args, num_classes=10, **kwargs", "..., num_classes=10"),
+        "TextConditionalDiT": ("*args, context_dim=512, **kwargs", "..., context_dim=512"),
+        "TextConditionalTrainer.save_checkpoint": (", **settings", ""),
+        "TextConditionalTrainer.resume": (", **settings", ""),
+    }.items():
+        if name == python:
+            assert page[0] in arguments
+            arguments = arguments.replace(*page)
+    assert said == arguments
+
+
+def test_a_marked_test_asks_for_no_wording():
+    for path in (ROOT / "tests").glob("test_[1-7]_*.py"):
+        for marked in re.split(r"^@pytest\.mark\.spec", path.read_text(), flags=re.M)[1:]:
+            body = re.split(r"\n\n\n", marked)[0]
+            assert "match=" not in body and "issubclass" not in body, f"{path.name}: {body}"
+
+
+def test_the_interface_has_every_name_that_a_statement_needs():
+    """What marked tests take of the file that is judged: flowclip.NAME, of_train("NAME")."""
+    said = {name for name, _ in signatures()} | {"parse_args"}  # of train.py's own recipe
+    for path in (ROOT / "tests").glob("test_[1-7]_*.py"):
+        text = path.read_text().split("# ---- Beyond the statements ----")[0]
+        found = re.findall(r"\bflowclip\.(\w+)|of_train\(\"(\w+)\"\)", text)
+        assert {a or b for a, b in found} <= said, path.name
+
+
 def split_example(path):
     """The experiment of a chapter: indented code, and after it, indented too, what it prints."""
     section = path.read_text().split("## Try it\n")[1].split("\n## Exercises")[0]
@@ -112,6 +165,7 @@ PARSERS = {
     "tests/compose.py": compose.parse_args,
     "tests/clip.py": clip.parse_args,
     "tests/ways.py": ways.parse_args,
+    "docs/blank.py": lambda: runpy.run_path(str(ROOT / "docs/blank.py"))["blank"](sys.argv[1]),
     "docs/figures.py": runpy.run_path(str(ROOT / "docs/figures.py"))["parse_args"],
 }
 

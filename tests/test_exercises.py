@@ -20,7 +20,7 @@ def read_exercises():
         for exercise in map(" ".join, map(str.split, re.split(r"\n(?=\d\. )", text)[1:])):
             change = re.search(r"put `([^`]+)` in place of `([^`]+)`", exercise)
             if change:
-                part = re.search(r"`pytest --impl mine.py --spec (\w+)`", exercise)[1]
+                part = re.search(r"`pytest --impl=mine.py --spec (\w+)`", exercise)[1]
                 answer = re.search(r"Answer</summary>([^.<]*)", exercise)[1]
                 yield pytest.param(
                     *change.groups(),

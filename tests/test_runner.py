@@ -1,69 +1,165 @@
 """The runner itself: --impl judges another file, --spec a part; a table says what holds."""
 
+import os
 import re
 import subprocess
 import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 
-from tests.conftest import ROOT, pytest_collection_modifyitems
+import flowclip
+from tests.conftest import (
+    CHAPTERS,
+    ROOT,
+    lesson,
+    load,
+    pytest_collection_modifyitems,
+    read_statements,
+)
+
+PAGE = (ROOT / "docs/README.md").read_text()
+SLIP = "math.sqrt(x.shape[-1])", "math.sqrt(q.shape[-1])"  # wrong, right: D_x in place of d_head
+
+
+def transcript():
+    """The learner's way in docs/README.md -> its indented parts: commands, tables and code."""
+    section = PAGE.split("### A learner's way\n")[1].split("\n## ")[0]
+    parts = re.findall(r"^    .*\n(?:\n*    .*\n)*", section, re.M)
+    return [textwrap.dedent(part).strip("\n") for part in parts]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Three runs of pytest, side by side -> {name: (status, stdout, stderr)}."""
-    broken, unfinished = (
-        tmp_path_factory.mktemp("impl") / name for name in ("broken.py", "unfinished.py")
-    )
-    code = (ROOT / "flowclip.py").read_text()
-    code = code.replace("def make_cifar10_captions", "def another_name").replace(
-        "name.lower().startswith", "name.startswith"
-    )
-    broken.write_text(code)
-    unfinished.write_text("def half(:\n")
-    options = {
-        "broken": [f"--impl={broken}", "--spec", "DATA"],
-        "itself": ["--impl", "flowclip.py", "tests/test_4_data.py"],
-        "unfinished": [f"--impl={unfinished}"],
+    """Runs of pytest, one a core at a time -> {name: (status, stdout, stderr)}."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    blank = [sys.executable, "docs/blank.py", "ATTN"]
+    emptied = subprocess.run(blank, cwd=ROOT, capture_output=True, text=True).stdout
+    code = transcript()[2]
+    alone = f"import math\n\nimport torch\nfrom torch import nn\n\n\n{code}\n"
+    files = {
+        "blank": emptied,
+        "slip": alone,
+        "written": f"{emptied}\n\n{code.replace(*SLIP)}\n",
+        "alone": alone.replace(*SLIP),
+        "unfinished": "def half(:\n",
     }
-    started = {}
-    for name, option in options.items():
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text)
+    chapters = [str(path) for n in "23567" for path in (ROOT / "tests").glob(f"test_{n}_*.py")]
+    options = {
+        "fused": ["--impl=tests/strangers/fused.py", *chapters],
+        "loops": ["--impl=tests/strangers/loops.py", *chapters],
+        "alone": ["tests", "--impl", str(folder / "alone.py")],
+        "unfinished": [f"--impl={folder / 'unfinished.py'}"],
+    }
+    for name in ("blank", "slip", "written"):
+        options[name] = [f"--impl={folder / name}.py", "--spec", "ATTN"]
+    env = os.environ | {"HYPOTHESIS_PROFILE": "few", "OMP_NUM_THREADS": "1"}
+
+    def run(option):
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *option]
-        started[name] = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-    said = {name: process.communicate(timeout=300) for name, process in started.items()}
-    return {name: (process.returncode, *said[name]) for name, process in started.items()}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(options, pool.map(run, options.values())))
 
 
-def test_another_file_is_judged_by_statement(runs):
-    status, out, err = runs["broken"]
-    assert status == 1 and "the spec of broken.py" in out, out + err
-    assert re.search(r"4-data +6 +2 +4 +0 +0", out) and re.search(
-        r"2-attention +9 +0 +0 +0 +9 +0", out
-    )
-    assert "fail: DATA-1 DATA-2 DATA-3 DATA-6\n" in out, (
-        "the statements that need neither still hold"
-    )
+def table(out):
+    """{chapter: [statements, hold, fail, skipped, not run, tests]} of pytest's output."""
+    rows = re.findall(r"^(\d-\w+)((?: +\d+){6})$", out, re.M)
+    return {chapter: [int(number) for number in numbers.split()] for chapter, numbers in rows}
 
 
-def test_the_file_itself_and_one_test_file(runs):
-    status, out, err = runs["itself"]
-    assert status == 0 and "the spec of flowclip.py" in out, out + err
-    assert re.search(r"4-data +6 +6 +0 +0 +0 +\d+", out) and re.search(
-        r"3-dit +16 +0 +0 +0 +16", out
-    )
-    assert "fail:" not in out
+@pytest.mark.parametrize("stranger", ["fused", "loops"])
+def test_a_correct_file_in_another_style_is_green(runs, stranger):
+    status, out, err = runs[stranger]
+    assert status == 0 and f"the spec of {stranger}.py" in out and "fail:" not in out, out + err
+    for chapter, (count, hold, *_) in table(out).items():
+        assert hold == (0 if chapter[0] in "14" else count), out
+
+
+def test_a_file_with_one_class_fails_nothing_but_what_needs_the_rest(runs):
+    status, out, err = runs["alone"]
+    found = table(out)
+    assert status == 1 and found.pop("2-attention")[:3] == [9, 9, 0], out + err
+    assert all(hold == 0 for _, hold, *_ in found.values()), out
+    assert re.search(r"not there: AdaLN, .*TextConditionalDiT", out)
+    assert "PATCH-1: alone.py has no `patchify`" in out
+    training = len([name for name in read_statements() if name.startswith("TRAIN")])
+    assert found["6-objective"][3] == training, "the training step is skipped, as it is optional"
+
+
+def test_a_learner_s_way(runs):
+    """What docs/README.md shows of three runs is what they print."""
+    _, first, _, second, third = transcript()
+    for name, shown in (("blank", first), ("slip", second), ("written", third)):
+        out = re.sub(rf"\b{name}\.py", "mine.py", runs[name][1])
+        out = re.sub(r"\d+ (?=deselected|failed|passed)|[\d.]+(?=s )", "", out)
+        for line in shown.splitlines():
+            assert line in out.splitlines(), f"{name}: {line!r} is not printed\n{out}"
+
+
+def test_a_failure_is_a_lesson_of_a_few_lines(runs):
+    _, out, _ = runs["slip"]
+    failures = re.split(r"^_{3,} \w+ _{3,}$", out.split("== the spec of")[0], flags=re.M)[1:]
+    assert len(failures) == 1, out
+    words = failures[0].strip().splitlines()
+    assert len(words) < 15 and max(map(len, words)) <= 110, failures[0]
+    assert words[0].startswith("[ATTN-3] A = softmax(Q K^T / sqrt(d_head))")
+    assert re.search(r"A\[0, 0, \d, \d\]: expected 0\.\d+, found 0\.\d+", failures[0])
+    assert "where heads = " in failures[0] and "CrossAttention(" not in failures[0]
+
+
+def test_the_longest_statement_and_a_long_error_stay_short():
+    item = SimpleNamespace(
+        config=SimpleNamespace(getoption=lambda name: None), fixturenames=["encoder"],
+        location=("tests/test_x.py", 9, ""), name="test_x",
+        iter_markers=lambda _: [SimpleNamespace(args=("DIT-7",))],
+    )  # fmt: skip
+    error = RuntimeError("\n".join(200 * ["Module(" + 200 * "x"]))
+    drawn = "Falsifying example: f(\n    encoder=Encoder(\n        a\n    ),\n    w=1,\n)"
+    error.__notes__ = [drawn]
+    words = lesson(item, error).splitlines()
+    assert len(words) < 15 and max(map(len, words)) <= 110, words
+    assert any("where w = 1" in line for line in words)
+
+
+def test_a_file_may_take_the_rest_from_flowclip(tmp_path):
+    """And it replaces, in its own name alone, what it writes anew."""
+    (tmp_path / "mine.py").write_text("from flowclip import *\n\ndef patchify(*_): return 1\n")
+    judged = load(tmp_path / "mine.py")
+    assert judged.unpatchify is flowclip.unpatchify
+    assert judged.patchify() == 1 and flowclip.patchify is not judged.patchify
 
 
 def test_mistakes_of_the_command_line(runs):
     status, _, err = runs["unfinished"]
-    assert (
-        status == 4
-        and "unfinished.py cannot be imported: SyntaxError" in err
-        and "Traceback" not in err
-    ), err
+    said = "unfinished.py cannot be imported: SyntaxError"
+    assert status == 4 and said in err and "Traceback" not in err, err
     config = SimpleNamespace(getoption=lambda name: "NONSENSE-1")
     with pytest.raises(pytest.UsageError, match="--spec NONSENSE-1: no such statement"):
         pytest_collection_modifyitems(config, [])
+
+
+@pytest.mark.parametrize("part, emptied, kept", [
+    ("CLIP", "trim_context", "CrossAttention"),
+    ("POS-2", "patchify", "make_captions"),
+    ("SAMPLE", "integrate", "check_shape"),
+])  # fmt: skip
+def test_a_blank_keeps_all_but_the_bodies_of_its_chapter(part, emptied, kept):
+    blank = [sys.executable, "docs/blank.py", part]
+    text = subprocess.run(blank, cwd=ROOT, capture_output=True, text=True).stdout
+    code = (ROOT / "flowclip.py").read_text()
+    compile(text, "blank", "exec")
+
+    def definition(name, text):
+        return re.search(rf"^(?:def|class) {name}\b.*?(?=^\S)", text, re.M | re.S)[0]
+
+    assert definition(kept, text) == definition(kept, code)
+    body = definition(emptied, text)
+    assert body.count("raise NotImplementedError") == 1 and '"""' in body
+    assert len(CHAPTERS) == 7 and text.count("# ---- ") == code.count("# ---- ")
