@@ -19,7 +19,6 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-PAGE = DOCS / "page"
 PLACES, STATEMENTS = read_places(), read_statements()
 
 
@@ -30,7 +29,7 @@ def read_sections():
     banners = [i for i, line in enumerate(lines, 1) if line.startswith("# ---- ")]
     for first, end in zip(banners, banners[1:]):
         if chapter := re.search(r"\(docs/(\S+)\.md\)", lines[first - 1]):
-            sections[chapter[1]] = range(first, end)
+            sections[chapter[1]] = range(first, end - 2)  # without the two empty lines
     return sections
 
 
@@ -65,13 +64,13 @@ def code_of(chapter):
 
     page = ""
     for file, numbers in parts_of(chapter):
-        lines = colour(CODE[file]).splitlines()
+        plain, lines = CODE[file].splitlines(), colour(CODE[file]).splitlines()
         page += f"<h2>{file}, lines {numbers[0]} to {numbers[-1]}</h2>\n<pre>"
         for number in numbers:
-            line = lines[number - 1]
-            names = " ".join(re.findall(NAME, line))
-            page += f'<span class="line" data-number="{number}" data-names="{names}">'
-            page += f"{re.sub(NAME, link, line)}\n</span>"
+            code, line = plain[number - 1], lines[number - 1]
+            indent, names = len(code) - len(code.lstrip()), " ".join(re.findall(NAME, code))
+            page += f'<span class="line" data-number="{number}" data-names="{names}"'
+            page += f' style="--indent: {indent}ch">{re.sub(NAME, link, line)}\n</span>'
         page += "</pre>\n"
     return page
 
@@ -79,6 +78,11 @@ def code_of(chapter):
 # ---- The text ------------------------------------------------------------------------------------
 def typeset(tex, options):
     return convert(tex, display="block" if options["display_mode"] else "inline")
+
+
+def displayed(_, tokens, i, *__):
+    """$$...$$ inside of a paragraph."""
+    return f'<span class="math block">{typeset(tokens[i].content, {"display_mode": True})}</span>'
 
 
 def code_block(_, tokens, i, *__):
@@ -90,7 +94,9 @@ def code_block(_, tokens, i, *__):
 def text_of(text):
     """A document as HTML; a statement leads to its line, a mention of it to the statement."""
     markdown = MarkdownIt("commonmark").enable("table").use(anchors_plugin, max_level=3)
-    markdown.use(dollarmath_plugin, allow_labels=False, allow_digits=False, renderer=typeset)
+    dollars = dict(allow_labels=False, allow_digits=False, double_inline=True)
+    markdown.use(dollarmath_plugin, renderer=typeset, **dollars)
+    markdown.add_render_rule("math_inline_double", displayed)
     markdown.add_render_rule("code_block", code_block)
     links = {name: {"href": f"{at}.html#{name}", "title": ""} for name, at in STATEMENTS.items()}
     page = markdown.render(text, {"references": links})
@@ -101,11 +107,16 @@ def text_of(text):
     return re.sub(statement, r'<li id="\2" data-names="\2">\1 href="#\2-code"', page)
 
 
-def write_pages():
+def style(name):
+    return HtmlFormatter(style=name).get_style_defs("pre")
+
+
+def write_pages(folder):
+    """Write it all, with the pictures, so that the folder may be moved or published."""
     keep = shutil.ignore_patterns("page*", "__pycache__", "*.md", "*.py", "*.txt")
-    shutil.copytree(DOCS, PAGE, ignore=keep, dirs_exist_ok=True)
+    shutil.copytree(DOCS, folder, ignore=keep, dirs_exist_ok=True)
     frame = Template((DOCS / "page.html").read_text())
-    light, dark = (HtmlFormatter(style=name).get_style_defs("pre") for name in ("vs", "native"))
+    light, dark = map(style, ("vs", "github-dark"))
     texts = {path.stem: path.read_text() for path in sorted(DOCS.glob("*.md"))}
     titles = {name: re.search("# (.*)", text)[1] for name, text in texts.items()}
     for name, text in texts.items():
@@ -119,10 +130,10 @@ def write_pages():
             title=titles[name], chapters="\n".join(chapters), light=light, dark=dark,
             text=text_of(text), code=code, columns="two" if code else "one",
         )  # fmt: skip
-        path = PAGE / f"{name}.html" if name != "README" else PAGE / "index.html"
+        path = folder / f"{name}.html" if name != "README" else folder / "index.html"
         path.write_text(page)
-        print(path.relative_to(DOCS.parent))
+        print(path)
 
 
 if __name__ == "__main__":
-    write_pages()
+    write_pages(DOCS / "page")
