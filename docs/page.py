@@ -91,6 +91,13 @@ def code_block(_, tokens, i, *__):
     return f'<pre tabindex="0">{code}</pre>\n'
 
 
+def statement(found):
+    """The number before a statement leads to its line, if it has one."""
+    start, name = found.groups()
+    target = f' href="#{name}-code"' if name in PLACES else ""
+    return f'<li id="{name}" data-names="{name}">{start}<a{target}'
+
+
 def text_of(text):
     """A document as HTML; a statement leads to its line, a mention of it to the statement."""
     markdown = MarkdownIt("commonmark").enable("table").use(anchors_plugin, max_level=3)
@@ -100,11 +107,15 @@ def text_of(text):
     markdown.add_render_rule("code_block", code_block)
     links = {name: {"href": f"{at}.html#{name}", "title": ""} for name, at in STATEMENTS.items()}
     page = markdown.render(text, {"references": links})
+    page = re.sub(
+        r'\(?<span class="math inline">.*?</span>[.,;:?)]*',
+        r'<span class="whole">\g<0></span>',
+        page,
+    )
     page = page.replace('href="README.md', 'href="index.html')
     page = re.sub(r'(href="[\w-]+)\.md', r"\1.html", page)
     page = re.sub(r'<a (href="[^"]*#([A-Z]+-\d+)")', r'<a data-names="\2" \1', page)
-    statement = r'<li>(\s*(?:<p>)?<strong><a data-names="(\S+)") href="[^"]*"'
-    return re.sub(statement, r'<li id="\2" data-names="\2">\1 href="#\2-code"', page)
+    return re.sub(r'<li>(\s*(?:<p>)?<strong>)<a data-names="(\S+)" href="[^"]*"', statement, page)
 
 
 def style(name):
