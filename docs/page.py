@@ -107,11 +107,8 @@ def text_of(text):
     markdown.add_render_rule("code_block", code_block)
     links = {name: {"href": f"{at}.html#{name}", "title": ""} for name, at in STATEMENTS.items()}
     page = markdown.render(text, {"references": links})
-    page = re.sub(
-        r'\(?<span class="math inline">.*?</span>[.,;:?)]*',
-        r'<span class="whole">\g<0></span>',
-        page,
-    )
+    formula = r'\(?<span class="math inline">.*?</span>[.,;:?)]*'  # with its full stop
+    page = re.sub(formula, r'<span class="whole">\g<0></span>', page)
     page = page.replace('href="README.md', 'href="index.html')
     page = re.sub(r'(href="[\w-]+)\.md', r"\1.html", page)
     page = re.sub(r'<a (href="[^"]*#([A-Z]+-\d+)")', r'<a data-names="\2" \1', page)
