@@ -58,7 +58,7 @@ PLAIN = [  # LaTeX, and what a terminal shows in its place
     (rf"\\sqrt{INNER}", r"sqrt(\1)"),
     (rf"\\frac{INNER}{INNER}", fraction),
     (r"\\lfloor (.*?) \\rfloor", r"floor(\1)"),
-    (r"\\(left|right|quad|cdot)\b", ""),
+    (r"\\(left|right|quad|qquad|cdot)\b", ""),
     (r"\\leftarrow", "<-"),
     (r"\\ldots", "..."),
     (r"\\sim", "~"),
