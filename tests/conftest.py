@@ -62,7 +62,7 @@ PLAIN = [  # LaTeX, and what a terminal shows in its place
     (r"\\leftarrow", "<-"),
     (r"\\ldots", "..."),
     (r"\\sim", "~"),
-    (r"\\mid", "|"),
+    (r"\\(mid|[lr]vert|[lr]Vert)\b", "|"),
     (r"\\top", "T"),
     (r"\\bmod", "mod"),
     (r"\\([a-zA-Z]+)", r"\1"),  # \sigma, \sum, \min
