@@ -234,5 +234,6 @@ def test_the_keyboard_lights_what_it_comes_to(visit):
 def test_nothing_is_wider_than_a_telephone(visit, pages):
     for name in pages:
         browser = visit(name, 390)
+        browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
         wide = browser.execute_script("return document.documentElement.scrollWidth")
         assert wide == 390, f"{name} is {wide} px wide"
