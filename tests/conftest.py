@@ -46,11 +46,36 @@ def read_statements():
     return dict(found)
 
 
+def fraction(found):
+    """A fraction on one line; a sum in it needs parentheses."""
+    return " / ".join(f"({part})" if re.search(" [+-] ", part) else part for part in found.groups())
+
+
+INNER = r"\{((?:[^{}]|\{[^{}]*\})*)\}"
+PLAIN = [  # LaTeX, and what a terminal shows in its place
+    (r"\$", ""),
+    (rf"\\(?:text|mathcal){INNER}", r"\1"),
+    (rf"\\sqrt{INNER}", r"sqrt(\1)"),
+    (rf"\\frac{INNER}{INNER}", fraction),
+    (r"\\lfloor (.*?) \\rfloor", r"floor(\1)"),
+    (r"\\(left|right|quad|qquad|cdot)\b", ""),
+    (r"\\leftarrow", "<-"),
+    (r"\\ldots", "..."),
+    (r"\\sim", "~"),
+    (r"\\(mid|[lr]vert|[lr]Vert)\b", "|"),
+    (r"\\top", "T"),
+    (r"\\bmod", "mod"),
+    (r"\\([a-zA-Z]+)", r"\1"),  # \sigma, \sum, \min
+]
+
+
 def sentence_of(name):
-    """What docs/ say of a statement."""
+    """What docs/ say of a statement, its equations as plain text."""
     text = "\n".join(path.read_text() for path in CHAPTERS)
-    found = re.search(rf"^- \*\*\[{name}\]\*\* (.*(?:\n  .*)*)", text, re.M)
-    return " ".join(found[1].split())
+    said = re.search(rf"^- \*\*\[{name}\]\*\* (.*(?:\n  .*)*)", text, re.M)[1]
+    for tex, plain in PLAIN:
+        said = re.sub(tex, plain, said)
+    return " ".join(said.split())
 
 
 def pytest_addoption(parser):

@@ -1,5 +1,6 @@
 """The documents are held to the code: statements, commands, examples, links."""
 
+import argparse
 import contextlib
 import inspect
 import io
@@ -165,6 +166,8 @@ PARSERS = {
     "tests/compose.py": compose.parse_args,
     "tests/clip.py": clip.parse_args,
     "tests/ways.py": ways.parse_args,
+    "docs/page.py": argparse.ArgumentParser().parse_args,
+    "docs/links.py": argparse.ArgumentParser().parse_args,
     "docs/blank.py": lambda: runpy.run_path(str(ROOT / "docs/blank.py"))["blank"](sys.argv[1]),
     "docs/figures.py": runpy.run_path(str(ROOT / "docs/figures.py"))["parse_args"],
 }
