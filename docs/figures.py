@@ -26,7 +26,7 @@ import sample  # noqa: E402
 import train  # noqa: E402
 from tests import benchmark, shapes  # noqa: E402
 
-PROMPTS = flowclip.make_captions(flowclip.CIFAR10_CLASSES)
+PROMPTS = flowclip.make_captions(flowclip.CIFAR10_CLASSES.split())
 W = 7.5  # the guidance scale, unless a figure says another
 
 
@@ -116,7 +116,7 @@ def cosines(_):
         off = table[~np.eye(10, dtype=bool)]
         table = np.where(np.eye(10), np.nan, table)
         image = axis.imshow(table, cmap="viridis", vmin=off.min(), vmax=off.max())
-        names = [name[:10] for name in flowclip.CIFAR10_CLASSES]
+        names = [name[:10] for name in flowclip.CIFAR10_CLASSES.split()]
         axis.set_xticks(range(10), names, rotation=60, ha="right", fontsize=8)
         axis.set_yticks(range(10), names, fontsize=8)
         axis.set_title(f"{title}: {off.min():.2f} to {off.max():.2f}", fontsize=10)
