@@ -20,6 +20,7 @@ the line that implements it. What is not an equation comes last, under "Plumbing
     c             [B, 4 D_x]     the condition of AdaLN: the time, in ConditionalDiT also the class
 """
 
+import json
 import math
 import os
 import sys
@@ -28,6 +29,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import huggingface_hub
 import open_clip
 import torch
 from einops import einsum, rearrange, repeat
@@ -41,7 +43,7 @@ from tqdm import tqdm
 # ---- 1. The CLIP text encoder (docs/1-clip.md): a prompt becomes token vectors Z and a mask ------
 def trim_context(Z, mask):
     """Cut Z [B, M, ...] and mask [B, M] to the longest real prompt: no output changes [CLIP-13]."""
-    length = int(mask.any(dim=0).nonzero().max()) + 1  # up to the last column with a real token
+    length = mask.any(dim=0).nonzero().max() + 1  # up to the last column with a real token
     return Z[:, :length], mask[:, :length]
 
 
@@ -55,11 +57,13 @@ class CLIPTextEncoder(nn.Module):
     """
     def __init__(self, model_name="ViT-B-32-quickgelu", pretrained="openai", device=None):
         super().__init__()
-        self.model_name, self.pretrained = model_name, str(pretrained)
+        self.model_name = model_name
+        self.pretrained = str(pretrained)
         self.tower = build_tower(model_name, self.pretrained)
         self.tokenizer = open_clip.get_tokenizer(model_name)
-        self.embed_dim, self.max_length = self.tower.width, self.tower.context_length  # D, 77
-        self.requires_grad_(False).eval().to(device or "cpu")  # [CLIP-9] frozen
+        self.embed_dim = self.tower.width  # D
+        self.max_length = self.tower.context_length  # 77
+        self.requires_grad_(False).eval().to(device)  # [CLIP-9] frozen
 
     def train(self, mode=True):
         """In eval mode for good [CLIP-9]."""
@@ -85,17 +89,16 @@ class CLIPTextEncoder(nn.Module):
         Z is 0 at the padding [CLIP-4]. The null text is "" [CLIP-8]: encode it in the same call, as
         encoder([*prompts, ""]), and its M is the same.
         """
-        ids, rows = self.tokenize(prompts).unique(dim=0, return_inverse=True)  # each text once
-        ids = ids.to(self.tower.token_embedding.weight.device)
-        eos = ids.argmax(dim=-1, keepdim=True)  # [CLIP-3] the largest id; 0 may be a real "!"
+        ids = self.tokenize(prompts).to(self.tower.token_embedding.weight.device)
+        eos = ids.argmax(-1, keepdim=True)  # [CLIP-3] the largest id; 0 may be a real "!"
         mask = torch.arange(self.max_length, device=ids.device) <= eos
-        ids, mask = trim_context(ids, mask)  # [distinct texts, M] [CLIP-13]
-        tower, M = self.tower, ids.shape[1]
+        ids, mask = trim_context(ids, mask)  # [B, M] [CLIP-13]
+        tower = self.tower
+        M = ids.shape[1]
         with torch.autocast(ids.device.type, enabled=False):
             x = tower.token_embedding(ids) + tower.positional_embedding[:M]  # [..., M, D]
             x = tower.transformer(x, attn_mask=tower.attn_mask[:M, :M])  # [CLIP-5] [CLIP-6]
-            Z = tower.ln_final(x).masked_fill(~mask[..., None], 0)
-        return Z[rows], mask[rows]  # [B, M, D], [B, M]
+            return tower.ln_final(x).masked_fill(~mask[..., None], 0), mask
 
     def encode(self, prompts, return_pooled=False):
         """-> Z [B, 77, D], or (Z, pooled [B, D]), where pooled is Z at the EOS token."""
@@ -124,7 +127,8 @@ class CrossAttention(nn.Module):
     def __init__(self, embed_dim, context_dim, num_heads=8):
         super().__init__()
         check_divisible("embed_dim", embed_dim, num_heads)
-        self.num_heads, self.head_dim = num_heads, embed_dim // num_heads
+        self.num_heads = num_heads
+        self.head_dim = embed_dim // num_heads
         self.scale = self.head_dim**-0.5  # of one head, not of embed_dim
         self.q_proj = nn.Linear(embed_dim, embed_dim)
         self.k_proj = nn.Linear(context_dim, embed_dim)
@@ -243,12 +247,15 @@ class DiT(nn.Module):
     ):  # fmt: skip
         super().__init__()
         check_divisible("img_size", img_size, patch_size)
+        check_divisible("embed_dim", embed_dim, 4)  # cosines and sines of row and column
         self.config = dict(
             img_size=img_size, patch_size=patch_size, in_channels=in_channels, embed_dim=embed_dim,
             depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio, context_dim=context_dim,
         )  # fmt: skip
         self.image_shape = (in_channels, img_size, img_size)
-        self.patch_size, self.embed_dim, cond_dim = patch_size, embed_dim, 4 * embed_dim
+        self.patch_size = patch_size
+        self.embed_dim = embed_dim
+        cond_dim = 4 * embed_dim
         patch_dim = patch_size**2 * in_channels
         positions = position_embedding_2d(embed_dim, img_size // patch_size)
 
@@ -332,7 +339,8 @@ def make_captions(names):
 
 
 def make_cifar10_captions(labels):
-    """Labels (ints or a tensor [B], 0..9) -> captions, for example 5 -> "a photo of a dog"."""
+    """Labels (one, a list or a tensor [B], 0..9) -> captions, as 5 -> ["a photo of a dog"]."""
+    labels = torch.as_tensor(labels).flatten().tolist()
     if not all(0 <= label < 10 for label in labels):
         raise ValueError(f"labels are {labels}, expected 0 to 9")
     return make_captions([CIFAR10_CLASSES[label] for label in labels])  # [DATA-3]
@@ -365,15 +373,16 @@ def cfg_velocity(model, x, t, context, mask, null_context, null_mask, cfg_scale)
 
     x [B, C, H, W], t [B], texts as in drop_text, w a number or one per sample [B] -> [B, C, H, W].
     """
-    check_shape("null_context", null_context, "B", *context.shape[1:])
-    null_context, null_mask = null_context.expand_as(context), null_mask.expand_as(mask)
+    null_context = null_context.expand_as(context)
+    null_mask = null_mask.expand_as(mask)
     if torch.is_tensor(cfg_scale):
         cfg_scale = rearrange(cfg_scale.to(x), "b -> b 1 1 1")  # [CFG-4]
     elif cfg_scale == 1:
         return model(x, t, context, mask)  # [CFG-2] one pass
     elif cfg_scale == 0:
         return model(x, t, null_context, null_mask)  # [CFG-2]
-    contexts, masks = torch.cat([context, null_context]), torch.cat([mask, null_mask])
+    contexts = torch.cat([context, null_context])
+    masks = torch.cat([mask, null_mask])
     v = model(torch.cat([x, x]), torch.cat([t, t]), contexts, masks)  # [2 B, C, H, W] [CFG-3]
     v_cond, v_uncond = v.to(x.dtype).chunk(2)
     return v_uncond + cfg_scale * (v_cond - v_uncond)  # [CFG-1]
@@ -410,7 +419,8 @@ def integrate(velocity, x1, num_steps, solver="euler", callback=None):
     x = x1.to(torch.promote_types(x1.dtype, torch.float32))  # [SAMPLE-6] also under bfloat16
     dt = -1 / num_steps  # negative: back towards the image
     for n in range(num_steps):
-        t, t_next = 1 - n / num_steps, 1 - (n + 1) / num_steps  # [SAMPLE-1]
+        t = 1 - n / num_steps  # [SAMPLE-1]
+        t_next = 1 - (n + 1) / num_steps
         v = velocity(x, x.new_full((len(x),), t)).to(x.dtype)
         if solver == "heun":
             v_next = velocity(x + dt * v, x.new_full((len(x),), t_next)).to(x.dtype)
@@ -434,18 +444,19 @@ def sample_text_conditional(
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     device = device or next(model.parameters()).device
     if noise is None:  # [SAMPLE-4]
-        source = generator.device if generator else None  # None: the CPU, alike on every machine
+        source = generator and generator.device  # None: the CPU, alike on every machine
         noise = torch.randn(len(prompts), *image_shape, generator=generator, device=source)
     check_shape("noise", noise, len(prompts), *image_shape)
     Z, mask = text_encoder([*prompts, ""])  # [B + 1, M, D]: the last row is the null text
-    Z, mask = Z.to(device), mask.to(device)
+    Z = Z.to(device)
+    mask = mask.to(device)
 
     def velocity(x, t):  # [SAMPLE-5]
         return cfg_velocity(model, x, t, Z[:-1], mask[:-1], Z[-1:], mask[-1:], cfg_scale)
 
     with tqdm(total=num_steps, desc="sampling", leave=False, disable=not progress or None) as bar:
-        noise = noise.to(device, torch.float32)
-        return integrate(velocity, noise, num_steps, solver, lambda n, t, x: bar.update())
+        x1 = noise.to(device, torch.float32)
+        return integrate(velocity, x1, num_steps, solver, lambda n, t, x: bar.update())
 
 
 # ---- Plumbing: what is checked, where it runs, weights, checkpoints, pictures --------------------
@@ -453,14 +464,18 @@ def check_shape(name, tensor, *expected):
     """ValueError unless the tensor has the `expected` sizes; a letter stands for any size."""
     fits = [isinstance(size, str) or size == n for size, n in zip(expected, tensor.shape)]
     if tensor.ndim != len(expected) or not all(fits):
-        sizes = ", ".join(map(str, expected))
-        raise ValueError(f"{name} has shape {list(tensor.shape)}, expected [{sizes}]")
+        raise ValueError(
+            f"{name} has shape {list(tensor.shape)}, expected [{', '.join(map(str, expected))}]"
+        )
 
 
 def check_divisible(name, value, divisor):
     """ValueError unless the setting is a multiple of `divisor`."""
     if value % divisor:
-        raise ValueError(f"{name} is {value}, expected a multiple of {divisor}")
+        raise ValueError(
+            f"{name} is {value}, expected a multiple of {divisor}, as "
+            f"{value // divisor * divisor or divisor} or {value // divisor * divisor + divisor}"
+        )
 
 
 def get_device():
@@ -481,10 +496,14 @@ def autocast(device, precision="auto"):
 def build_tower(model_name, pretrained):
     """The text transformer of an open_clip model, with the weights that `pretrained` names."""
     config = open_clip.get_model_config(model_name)
-    known = {"context_length", "vocab_size", "width", "heads", "layers"}
-    if config is None or config["text_cfg"].keys() - known:
-        raise ValueError(f"{model_name!r} is no model of open_clip with CLIP's own text tower")
-    sizes, quick_gelu = config["text_cfg"], config.get("quick_gelu", False)
+    known = "context_length vocab_size width heads layers"
+    if config is None or config["text_cfg"].keys() - known.split():
+        raise ValueError(
+            f"{model_name!r} is no model of open_clip with CLIP's own text tower, as "
+            "ViT-B-32-quickgelu is (OpenAI's clip-vit-base-patch32)"
+        )
+    sizes = config["text_cfg"]
+    quick_gelu = config.get("quick_gelu", False)
     activation = QuickGELU if quick_gelu else nn.GELU  # [CLIP-10] x sigmoid(1.702 x)
     with torch.random.fork_rng(devices=[]):  # [CLIP-12] the global random state stays as it was
         torch.default_generator.manual_seed(0)
@@ -492,17 +511,19 @@ def build_tower(model_name, pretrained):
     if pretrained == "untrained":
         warnings.warn("this CLIP text tower is untrained: it tells prompts apart, knows no meaning")
         return tower
-    path, tags = pretrained, open_clip.list_pretrained_tags_by_model(model_name)
+    path = pretrained
+    tags = open_clip.list_pretrained_tags_by_model(model_name)
     if pretrained in tags:
         path = download_weights(model_name, pretrained, quick_gelu)
-    elif not Path(path).is_file():
-        raise ValueError(f"CLIP weights {path!r}: no file, and no tag of {model_name}: {tags}")
     try:
         state = open_clip.factory.load_state_dict(path)  # tensors only: code is refused
         state = {name.removeprefix("text."): tensor for name, tensor in state.items()}
         tower.load_state_dict({name: state[name] for name in tower.state_dict()})  # [CLIP-11] all
     except Exception as error:
-        raise ValueError(f"{path} holds no text tower of {model_name}: {error}") from None
+        raise ValueError(
+            f"{path} holds no text tower of {model_name} (open_clip_model.safetensors does; to be "
+            f"downloaded: {', '.join(tags)}): {error}"
+        ) from None
     return tower
 
 
@@ -511,29 +532,37 @@ def download_weights(model_name, tag, quick_gelu):
     source = open_clip.get_pretrained_cfg(model_name, tag)
     if source.get("quick_gelu", False) != quick_gelu:  # [CLIP-10]
         raise ValueError(f"{tag!r} has another activation than {model_name}; see its -quickgelu")
+    try:  # where the hub does not answer, look at the cache alone: its own retries take a minute
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
+    except Exception:
+        huggingface_hub.constants.HF_HUB_OFFLINE = True  # for the rest of this process
     try:
         return open_clip.download_pretrained(source)
     except Exception:
-        ways = "give the path of a local copy, or 'untrained'"
-        raise ConnectionError(f"could not download {tag!r} of {model_name}: {ways}") from None
+        raise ConnectionError(
+            f"could not download {tag!r} of {model_name}: give the path of a local copy, "
+            "or 'untrained'"
+        ) from None
 
 
 def save_checkpoint(path, model, meta, training=None):
     """Write the averaged `model`, `meta` (plain data), and in `training` what resuming needs.
 
-    It is written beside `path`, to the disk, then renamed. OSError leaves what was there.
+    It is written beside `path`, to the disk, read back and renamed. OSError leaves what was there.
     """
     part = Path(f"{path}.part")
+    meta = json.loads(json.dumps(meta, default=lambda number: number.item()))  # none of NumPy's
     content = {"model": model.state_dict(), "meta": meta, "training": training}
     try:
         with open(part, "wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
+        read_checkpoint(part, "meta")  # the device that holds no numbers
         part.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's writer hides an OSError in a RuntimeError
+    except Exception as error:
         part.unlink(missing_ok=True)
-        reason = error.__context__ or error
+        reason = error.__context__ or error  # torch's writer hides an OSError in a RuntimeError
         raise OSError(f"could not write {path}, what was there stays: {reason}") from None
 
 
@@ -563,12 +592,13 @@ def save_picture(path, images, columns, titles=(), rows=()):
     """A labelled grid of uint8 images [C, H, W], every pixel a square."""
     height = math.ceil(len(images) / columns)
     figure = Figure((1.4 * columns + 2 * bool(rows), 1.7 * height), 110, layout="constrained")
-    axes = figure.subplots(height, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[], frame_on=False)
+    bare = dict(xticks=[], yticks=[], frame_on=False)
+    axes = figure.subplots(height, columns, squeeze=False, subplot_kw=bare)
     for axis, image in zip(axes.flat, images):
-        pixels = rearrange(image.cpu().expand(3, -1, -1), "c h w -> h w c")
-        axis.imshow(pixels.numpy(), interpolation="nearest")
+        axis.imshow(
+            rearrange(image.cpu().expand(3, -1, -1).numpy(), "c h w -> h w c"),
+            interpolation="nearest",  # every pixel a square
+        )
     wrap = textwrap.TextWrapper(24, max_lines=3, placeholder=" ...").fill
     for axis, title in zip(axes.flat, titles):
         axis.set_title(wrap(title), fontsize=8, parse_math=False)
@@ -580,6 +610,7 @@ def save_picture(path, images, columns, titles=(), rows=()):
 
 def run_script(main):
     """Run `main`: a mistake of its user ends in one line on stderr and status 2."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a name never ends a run by being printed
     warnings.showwarning = lambda message, *_: print(f"note: {message}")
     try:
         main()

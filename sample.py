@@ -67,14 +67,11 @@ def record_attention(model, count):
     return maps
 
 
-def save_each(folder, prompts, scales, images):
-    """Write each of the images [prompt, w, draw, C, H, W] alone; no prompt names another folder."""
+def save_image(folder, i, prompt, w, n, image):
+    """Write draw n of prompt i at the scale w alone; no prompt names another folder."""
+    slug = re.sub("[^a-z0-9]+", "-", prompt.lower())[:60].strip("-")
     folder.mkdir(parents=True, exist_ok=True)
-    for i, (prompt, columns) in enumerate(zip(prompts, images)):
-        slug = re.sub("[^a-z0-9]+", "-", prompt.lower())[:60].strip("-")
-        for w, draws in zip(scales, columns):
-            for n, image in enumerate(draws):
-                write_png(image, str(folder / f"{i:04d}-{slug}-w{w:g}-{n}.png"))
+    write_png(image, str(folder / f"{i:04d}-{slug}-w{w:g}-{n}.png"))
 
 
 def save_attention(path, prompts, tokens, images, A):
@@ -82,9 +79,11 @@ def save_attention(path, prompts, tokens, images, A):
 
     A map is as bright as its brightest patch; the number is the token's share.
     """
-    cells, titles = [], []
+    cells = []
+    titles = []
     for image, weights, words in zip(images, A, tokens):
-        gray, grid = image.float().mean(dim=0) / 255, int(len(weights) ** 0.5)
+        gray = image.float().mean(dim=0) / 255
+        grid = int(len(weights) ** 0.5)
         p = len(gray) // grid
         heat = repeat(weights, "(h w) m -> m (h p) (w q)", h=grid, p=p, q=p)
         heat = heat / (heat.amax(dim=(1, 2), keepdim=True) + 1e-9)
@@ -106,38 +105,39 @@ def main():
             block.compile()
 
     def draw(prompts, noise, w):
-        images = []
-        for start in range(0, len(prompts), 128):  # so that many fit into memory
-            part = slice(start, start + 128)
-            with flowclip.autocast(flowclip.get_device()):
-                x = flowclip.sample_text_conditional(
-                    model, encoder, prompts[part], meta["image_shape"], config.steps, w,
-                    noise=noise[part], solver=config.solver,
-                )  # fmt: skip
-            images.append(flowclip.denormalize_images(x).cpu())
-        return torch.cat(images)
+        with flowclip.autocast(flowclip.get_device()):
+            x = flowclip.sample_text_conditional(
+                model, encoder, prompts, meta["image_shape"], config.steps, w,
+                noise=noise, solver=config.solver,
+            )  # fmt: skip
+        return flowclip.denormalize_images(x).cpu()
 
     prompts = config.prompts or meta["captions"][:10]
-    repeated = [prompt for prompt in prompts for _ in range(config.n)]
-    noise = torch.randn(
+    noise = torch.randn(  # the same for each prompt and w
         config.n, *meta["image_shape"], generator=torch.Generator().manual_seed(config.seed)
     )
-    noises = noise.repeat(len(prompts), 1, 1, 1)  # the same for each prompt and w
-    columns = [draw(repeated, noises, w) for w in config.cfg]
-    images = rearrange(columns, "w (p n) c h x -> p w n c h x", n=config.n)
-
-    if config.save_dir:
-        save_each(config.save_dir, prompts, config.cfg, images)
-    shown = images[:16, :, : max(1, 16 // len(config.cfg))]
-    cells = rearrange(shown, "p w n c h x -> (p w n) c h x")
-    titles = [f"w = {w:g}" for w in config.cfg for _ in shown[0, 0]]
+    jobs = [(i, n) for i in range(len(prompts)) for n in range(config.n)]
+    page = max(1, 16 // len(config.cfg))
+    shown = {}  # (prompt, w, draw) -> image: what the grid shows
+    for start in range(0, len(jobs), 128):  # so many fit into memory
+        part = jobs[start : start + 128]
+        for column, w in enumerate(config.cfg):
+            images = draw([prompts[i] for i, _ in part], noise[[n for _, n in part]], w)
+            for (i, n), image in zip(part, images):
+                if config.save_dir:
+                    save_image(config.save_dir, i, prompts[i], w, n, image)
+                if i < 16 and n < page:
+                    shown[i, column, n] = image
+    cells = [shown[place] for place in sorted(shown)]
+    titles = [f"w = {w:g}" for w in config.cfg for _ in range(min(page, config.n))]
     flowclip.save_picture(config.out, cells, len(titles), titles, prompts)
-    print(f"{config.out}: {len(cells)} of {len(repeated) * len(config.cfg)} images")
+    print(f"{config.out}: {len(cells)} of {len(jobs) * len(config.cfg)} images")
     if config.attention:
-        w, prompts = max(config.cfg) or 1, prompts[:16]  # w = 0 does not read the prompt
+        w = max(config.cfg) or 1  # w = 0 does not read the prompt
+        prompts = prompts[:16]
         maps = record_attention(model, len(prompts))
         with torch.compiler.set_stance("force_eager"):  # hooks record nothing in compiled blocks
-            images = draw(prompts, noises[:: config.n][:16], w)
+            images = draw(prompts, noise[:1].expand(len(prompts), -1, -1, -1), w)
         tokens = [encoder.tokens(prompt) for prompt in prompts]
         save_attention(config.attention, prompts, tokens, images, sum(maps) / len(maps))
 

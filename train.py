@@ -5,30 +5,29 @@ training step, TRAIN-1 to TRAIN-7 of docs/6-objective.md, is here.
 """
 
 import copy
-import math
-import os
+import csv
+import itertools
+import json
 import shutil
 import signal
 import sys
-import time
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from math import inf
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from time import perf_counter
 from typing import Literal
 
 import numpy as np
 import torch
-import torchvision
 import tyro
 from einops import rearrange
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from torch import distributed
-from torch.nn.utils.rnn import pad_sequence
-from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms import v2
+from torchvision import datasets
+from torchvision.transforms.v2.functional import pil_to_tensor, resize
 from tqdm import tqdm
 
 import flowclip
@@ -43,7 +42,7 @@ class Config:
 
     # What is learned from
     data: str = "cifar10"  # cifar10, digits, or DIR: one sub-folder of images per class
-    img_size: int | None = None  # pixels per side; None: as the data are
+    img_size: int = 0  # pixels per side; 0: as the data are
     clip: str = "ViT-B-32-quickgelu"  # the text encoder, a model of open_clip
     clip_weights: str = "openai"  # its weights: openai, PATH, or untrained
 
@@ -68,100 +67,141 @@ class Config:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device is fast in it
     # torch.compile the blocks; on by default where a GPU and gcc are
     compile: bool = torch.cuda.is_available() and bool(shutil.which("gcc"))
-    out: str | None = None  # the run folder; None: runs/ and the name of the data
+    out: str = ""  # the run folder; by default runs/ and the name of the data
     resume: bool = False  # go on from the checkpoint in the run folder, if there is one
     overwrite: bool = False  # start anew, over the checkpoint in the run folder
-    max_steps: float = math.inf  # stop after this step
-    save_every: float = math.inf  # steps between checkpoints, beside the one after each epoch
-    sample_every: float = math.inf  # epochs between pictures, beside the one at the end
+    max_steps: float = inf  # stop after this step
+    save_every: float = inf  # steps between checkpoints, beside the one after each epoch
+    sample_every: float = inf  # epochs between pictures, beside the one at the end
 
 
-DEMO = Config(
-    data="digits", clip_weights="untrained", embed_dim=128, depth=4, heads=4, patch_size=2,
-    epochs=25, lr=1e-3, warmup=100, ema=0.99, out="runs/demo",
-)  # fmt: skip
-MAY_CHANGE = {  # when a run is resumed
-    "demo", "epochs", "device", "precision", "compile", "out", "resume", "overwrite", "max_steps",
-    "save_every", "sample_every",
-}  # fmt: skip
+DEMO = (  # what --demo stands for
+    "--data digits --clip-weights untrained --embed-dim 128 --depth 4 --heads 4 --patch-size 2 "
+    "--epochs 25 --lr 1e-3 --warmup 100 --ema 0.99 --out runs/demo"
+)
+MAY_CHANGE = (  # when a run is resumed
+    "data clip_weights demo epochs lr device precision compile out overwrite max_steps "
+    "save_every sample_every"
+)
 
 
 def parse_args():
     """-> Config; what the command line says wins over the preset."""
-    return tyro.cli(
-        Config, default=DEMO if "--demo" in sys.argv else Config(), config=[tyro.conf.DisallowNone]
-    )
+    preset = DEMO.split() if "--demo" in sys.argv else []
+    return tyro.cli(Config, args=preset + sys.argv[1:])  # of a flag given twice the last one counts
 
 
 # ---- Data: uint8 images, their labels, and one caption per label ---------------------------------
-def load_data(name, img_size=None):
-    """cifar10, digits, or a folder -> images [N, C, H, W], labels [N], captions."""
-    if name == "cifar10":
+TORCHVISION = {  # --data: the class that downloads it
+    "cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion-mnist": "FashionMNIST",
+}  # fmt: skip
+
+
+def load_data(name, img_size=None, patch_size=4):
+    """A data set by its name, or a folder -> images [N, C, H, W], labels [N], captions."""
+    if name == "digits":
+        digits = load_digits()  # handwritten, values 0 to 16
+        images = digits.images * 255 / 16  # [1797, 8, 8]
+        labels = digits.target
+        classes = datasets.MNIST.classes
+    elif name in TORCHVISION:
         try:
-            cifar = torchvision.datasets.CIFAR10("data", download=True)
-        except (OSError, RuntimeError) as error:
+            found = getattr(datasets, TORCHVISION[name])("data", download=True)
+        except Exception as error:
             raise ConnectionError(
-                f"could not download CIFAR-10 into data/: {error}; "
+                f"could not download {name} into data/: {error}; "
                 "--data digits and --data DIR need no network"
             ) from None
-        images, labels = cifar.data, cifar.targets  # [50000, 32, 32, 3]
-        captions = flowclip.make_cifar10_captions(range(10))
-    elif name == "digits":
-        digits = load_digits()  # handwritten, values 0 to 16
-        images, labels = digits.images[..., None] * 255 / 16, digits.target  # [1797, 8, 8, 1]
-        names = "a zero, a one, a two, a three, a four, a five, a six, a seven, an eight, a nine"
-        captions = [f"a photo of {name}" for name in names.split(", ")]
-    elif Path(name).is_dir():
-        return load_folder(Path(name), img_size)
+        images = found.data
+        labels = found.targets
+        classes = found.classes
     else:
-        raise ValueError(f"--data {name}: neither cifar10, digits, nor a folder that exists")
-    images = rearrange(torch.from_numpy(images.round().astype("uint8")), "n h w c -> n c h w")
+        return load_folder(Path(name), img_size, patch_size)
+    images = torch.as_tensor(images).round().byte()
+    images = rearrange(images, "n h w ... -> n (...) h w")  # digits and MNIST have no channels
     if img_size:
-        images = v2.functional.resize(images, [img_size, img_size], antialias=True)
+        images = resize(images, [img_size, img_size])
+    names = [name.split(" - ")[-1].replace("_", " ").lower() for name in classes]  # "7 - seven"
+    captions = [text.replace("an one", "a one") for text in flowclip.make_captions(names)]
     return images.contiguous(), torch.as_tensor(labels), captions
 
 
-def load_folder(folder, img_size):
-    """The images below each sub-folder and their captions, read side by side."""
-    paths = sorted(p for p in folder.glob("*/**/*") if p.suffix.lower() in IMG_EXTENSIONS)
-    if not paths:
-        raise ValueError(f"--data {folder}: no image is there, expected a sub-folder per class")
-    size = img_size or min(Image.open(paths[0]).size)  # the short side of the first image
-    images, texts = torch.empty(len(paths), 3, size, size, dtype=torch.uint8), []
-    with ThreadPool() as pool:
-        pairs = pool.imap(lambda path: read_pair(path, size), paths)
-        for image, text in tqdm(pairs, f"reading {folder}", len(paths), leave=False, disable=None):
-            images[len(texts)] = v2.functional.pil_to_tensor(image)
-            texts.append(text)
-    label = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    return images, torch.tensor([label[text] for text in texts]), list(label)
+def walk(folder):
+    """(path, ending) of all that lies below a folder. Links are followed, unless they lead up."""
+    for path in sorted(folder.iterdir()):  # OSError for a link to nothing
+        if path.name.startswith((".", "@", "__")):
+            yield path, "hidden"
+        elif path.is_file():
+            yield path, path.suffix.lower()
+        elif not folder.resolve().is_relative_to(path.resolve()):
+            yield from walk(path)
 
 
-def read_pair(path, size):
-    """-> a PIL image in RGB, upright, on white, cropped about its centre; and its caption."""
+def read_image(path):
+    """-> a PIL image in RGB, upright, on white."""
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode[0] in "IF":
+        raise ValueError("its greys have more than 8 bits")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def load_folder(folder, img_size, patch_size):
+    """The images below a folder, cropped about their centres, their labels and captions [DATA-6].
+
+    ValueError names the file that is wrong.
+    """
+    path = folder
+    paths = []
+    texts = {}  # image, or image without its ending: caption
+    others = []  # the endings of what is passed over
     try:
-        image = ImageOps.exif_transpose(Image.open(path))
-        if image.mode[0] in "IF":
-            raise ValueError("its greys have more than 8 bits")
-        if image.has_transparency_data:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        return ImageOps.fit(image.convert("RGB"), (size, size)), caption_of_file(path)
+        for path, ending in [*walk(folder)]:
+            if ending in (*datasets.folder.IMG_EXTENSIONS, ".gif"):
+                paths.append(path)
+            elif ending in (".txt", ".caption"):
+                texts[path.with_suffix("")] = path.read_text("utf-8-sig").strip()
+            elif path.name in ("metadata.jsonl", "metadata.csv"):
+                lines = path.read_text("utf-8-sig").splitlines()
+                rows = csv.DictReader(lines) if ending == ".csv" else map(json.loads, lines)
+                texts |= {path.parent / row["file_name"]: row["text"] for row in rows}
+            else:
+                others.append(ending)
+        named = flowclip.make_captions(
+            [path.absolute().parent.name.replace("_", " ") for path in paths]
+        )
+        captions = [
+            texts.get(path, texts.get(path.with_suffix(""), caption))
+            for path, caption in zip(paths, named)
+        ]
+        print(
+            f"{folder}: {len(paths):,} images, {len(texts):,} texts, "
+            f"{sum(map(str.__eq__, captions, named)):,} called by their folder, as {named[:1]}; "
+            f"passed over: {len(others)} {sorted(set(others))}"
+        )
+        if not paths:
+            path = folder
+            raise ValueError("no image is there")
+        path = paths[0]
+        size = img_size or min(read_image(path).size)
+        if size % patch_size or size > (img_size or 32 * patch_size):
+            raise ValueError(f"{size} pixels a side, try --img-size {16 * patch_size}")
+        with ThreadPool() as pool:
+            read = pool.imap(lambda path: ImageOps.fit(read_image(path), (size, size)), paths)
+            images = []
+            for path in tqdm(paths, "reading", leave=False, disable=None):  # noqa: B007
+                images.append(pil_to_tensor(next(read)))
     except Exception as error:
-        raise ValueError(f"{path} or its .txt cannot be read: {error}") from None
-
-
-def caption_of_file(path):
-    """The text of NAME.txt beside the image, else "a photo of a FOLDER" [DATA-6]."""
-    text = path.with_suffix(".txt")
-    if not text.is_file():
-        return flowclip.make_captions([path.parent.name.replace("_", " ")])[0]
-    return text.read_text("utf-8-sig").strip()
+        raise ValueError(f"--data {path}: {error}") from None
+    captions, labels = np.unique(np.array(captions, object), return_inverse=True)
+    return torch.stack(images), torch.from_numpy(labels), captions.tolist()
 
 
 def generator(device, *key):
     """Randomness that is a function of a key such as (seed, step): a resumed run repeats it."""
-    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    seed = np.random.SeedSequence(key).generate_state(1).item()
     return torch.Generator(device).manual_seed(seed)  # [TRAIN-4]
 
 
@@ -186,6 +226,7 @@ class Batches:
 
 
 # ---- The trainer ---------------------------------------------------------------------------------
+@dataclass
 class TextConditionalTrainer:
     """AdamW on the flow-matching loss, with null-text dropout and averaged weights (EMA).
 
@@ -193,39 +234,55 @@ class TextConditionalTrainer:
     `.epoch`, if it has one, is set before. caption_fn: labels -> a list of B captions.
     metrics: the path of metrics.csv. Under torch.distributed each process takes a part of B.
     """
-    STATE = ("step", "epoch", "losses", "epoch_losses", "recent", "rows")
+    model: object
+    text_encoder: object
+    dataloader: object
+    caption_fn: object
+    lr: float = 1e-4
+    weight_decay: float = 0.01
+    text_drop_prob: float = 0.1
+    device: object = None
+    _: KW_ONLY
+    ema: float = 0.999
+    warmup: int = 0
+    precision: str = "auto"
+    seed: int = 0
+    metrics: object = None
+    STATE = "step epoch losses epoch_losses recent rows"  # what a resumed run begins with
+    step = epoch = stop_signal = 0  # stop_signal: the number of a signal, once it has come
 
-    def __init__(
-        self, model, text_encoder, dataloader, caption_fn, lr=1e-4, weight_decay=0.01,
-        text_drop_prob=0.1, device=None, *, ema=0.999, warmup=0, precision="auto", seed=0,
-        metrics=None,
-    ):  # fmt: skip
-        self.device = torch.device(device or flowclip.get_device())
-        self.model, self.text_encoder = model.to(self.device), text_encoder.to(self.device)
-        self.ema_model = copy.deepcopy(model).eval()
-        self.dataloader, self.caption_fn = dataloader, caption_fn
-        self.lr, self.warmup, self.text_drop_prob, self.ema = lr, warmup, text_drop_prob, ema
-        self.precision, self.seed, self.metrics = precision, seed, metrics
+    def __post_init__(self):
+        self.device = torch.device(self.device or flowclip.get_device())
+        self.lr = float(self.lr)  # a number of NumPy could not be read back from a checkpoint
+        self.model.to(self.device)
+        self.ema_model = copy.deepcopy(self.model)
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=lr, weight_decay=weight_decay, fused=True
+            self.model.parameters(), self.lr, weight_decay=float(self.weight_decay), fused=True
         )
         joined = distributed.is_initialized()
         self.rank = distributed.get_rank() if joined else 0
         self.world_size = distributed.get_world_size() if joined else 1
-        self.parallel_model = torch.nn.parallel.DistributedDataParallel(model) if joined else model
-        self.step, self.epoch, self.losses = 0, 0, []  # losses: one mean per epoch
+        self.parallel_model = (
+            torch.nn.parallel.DistributedDataParallel(self.model) if joined else self.model
+        )
+        self.losses = []  # one mean per epoch
         self.epoch_losses = []  # of each step of this epoch, on the device: a step never waits
         self.recent = []  # (loss, images, seconds) of each step since the last row of metrics.csv
         self.rows = ["step,epoch,loss,images_per_second\n"]
-        self.stop_signal = 0  # the number of a signal, once it has come
         self.texts = {}  # caption -> Z of its real tokens [length, D], on the CPU
         self.encode_captions([""])
+        self.autocast = flowclip.autocast(self.device, self.precision)
+        with self.autocast:
+            bf16 = torch.is_autocast_enabled(self.device.type)
+        print(
+            f"model: {sum(weight.numel() for weight in self.model.parameters()):,} parameters, "
+            f"{self.device}, {'bf16' if bf16 else 'fp32'}, torch {torch.__version__}"
+        )
 
     def encode_captions(self, captions):
         """Each distinct caption meets CLIP once; of its vectors the real tokens are kept."""
         new = [caption for caption in dict.fromkeys(captions) if caption not in self.texts]
-        parts = torch.utils.data.BatchSampler(new, 256, drop_last=False)
-        for part in tqdm(parts, "encoding captions", leave=False, disable=len(parts) < 2 or None):
+        for part in torch.utils.data.BatchSampler(new, 256, False):
             for caption, Z, mask in zip(part, *self.text_encoder(part)):
                 self.texts[caption] = Z[mask].cpu()  # [TRAIN-3]
 
@@ -233,23 +290,27 @@ class TextConditionalTrainer:
         """B captions -> context [B, M, D] and mask [B, M], where M is the longest of them."""
         self.encode_captions(captions)
         texts = [self.texts[caption] for caption in captions]
-        context = pad_sequence(texts, batch_first=True)
-        mask = torch.arange(context.shape[1]) < torch.tensor([[len(text)] for text in texts])
-        return context.to(self.device, non_blocking=True), mask.to(self.device, non_blocking=True)
+        context = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(
+            self.device, non_blocking=True
+        )
+        return context, context.any(-1)  # it is 0 at the padding, and nowhere else
 
     def train_step(self, images, captions):
         """One step of AdamW and of the average -> the loss, still on the device."""
-        B, rand = len(images), generator(self.device, self.seed, self.step, 1)  # [TRAIN-4]
+        B = len(images)
+        rand = generator(self.device, self.seed, self.step, 1)  # [TRAIN-4]
         flowclip.check_divisible("the batch size", B, self.world_size)
         x1 = torch.randn(images.shape, generator=rand, device=self.device)
         t, coin = torch.rand(2, B, generator=rand, device=self.device)
         mine = slice(self.rank, None, self.world_size)  # of two processes every other sample
-        x0, x1, t = images[mine].to(self.device), x1[mine], t[mine]
+        x0 = images[mine].to(self.device)
+        x1 = x1[mine]
+        t = t[mine]
         drop = coin[mine] < self.text_drop_prob  # [TRAIN-2] one coin a sample
 
         Z, mask = self.context_of([*captions[mine], ""])  # the last row is the null text
         context, mask = flowclip.drop_text(Z[:-1], mask[:-1], Z[-1:], mask[-1:], drop)
-        with flowclip.autocast(self.device, self.precision):
+        with self.autocast:
             loss = flowclip.flow_matching_loss(self.parallel_model, x0, context, mask, x1=x1, t=t)
 
         warm = min(1, (self.step + 1) / max(1, self.warmup))
@@ -259,35 +320,40 @@ class TextConditionalTrainer:
         self.optimizer.step()  # [TRAIN-1]
         self.step += 1
         decay = min(self.ema, (1 + self.step) / (10 + self.step))  # [TRAIN-6] short at first
-        update_average = get_ema_multi_avg_fn(decay)
+        update_average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
         update_average([*self.ema_model.parameters()], [*self.model.parameters()], None)
         loss = loss.detach() / self.world_size
         if self.world_size > 1:
             distributed.all_reduce(loss)
         return loss
 
-    def train(self, num_epochs, max_steps=math.inf):
+    def train(self, num_epochs, max_steps=inf):
         """Train for `num_epochs` more, or until step `max_steps` -> losses, one mean per epoch."""
         for _ in range(num_epochs):
             if hasattr(self.dataloader, "epoch"):
                 self.dataloader.epoch = self.epoch
-            clock, title = time.perf_counter(), f"epoch {self.epoch + 1}"
-            bar = tqdm(self.dataloader, title, leave=False, disable=self.rank or None)
-            for i, (images, labels) in enumerate(bar):
-                if i < len(self.epoch_losses):
-                    continue  # done before the run was resumed
+            clock = perf_counter()
+            bar = tqdm(
+                self.dataloader, f"epoch {self.epoch + 1}", leave=False, disable=self.rank or None
+            )
+            for images, labels in itertools.islice(bar, len(self.epoch_losses), None):
                 if self.step >= max_steps or self.stopped():
                     return self.losses
                 loss = self.train_step(images, self.caption_fn(labels))
                 self.epoch_losses.append(loss)
-                self.recent.append((loss, len(images), time.perf_counter() - clock))
-                clock = time.perf_counter()
+                self.recent.append((loss, len(images), perf_counter() - clock))
+                clock = perf_counter()
                 if self.step % 10 == 0:
                     bar.set_postfix_str(self.log())
             if not self.epoch_losses:
                 raise ValueError("no batch: fewer images than --batch-size, or an empty dataloader")
             self.losses.append(torch.stack(self.epoch_losses).mean().item())
-            self.epoch, self.epoch_losses = self.epoch + 1, []
+            self.epoch += 1
+            self.epoch_losses = []
+            print(
+                f"Epoch {self.epoch}: avg_loss = {self.losses[-1]:.4f} "
+                f"(epoch {self.epoch}/step {self.step})", flush=True,
+            )  # fmt: skip
         return self.losses
 
     def stopped(self):
@@ -304,9 +370,11 @@ class TextConditionalTrainer:
         """Add a row to metrics.csv over the steps since the last row -> the same in words."""
         self.check_finite()
         losses, images, seconds = zip(*self.recent)
-        loss, rate = torch.stack(losses).mean().item(), sum(images) / sum(seconds)
-        epoch = self.epoch + bool(self.epoch_losses)  # counted from 1
-        self.rows.append(f"{self.step},{epoch},{loss:.6f},{rate:.1f}\n")
+        loss = torch.stack(losses).mean().item()
+        rate = sum(images) / sum(seconds)
+        self.rows.append(  # epochs are counted from 1
+            f"{self.step},{self.epoch + bool(self.epoch_losses)},{loss:.6f},{rate:.1f}\n"
+        )
         self.recent = []
         if self.metrics:
             self.metrics.write_text("".join(self.rows))
@@ -321,16 +389,17 @@ class TextConditionalTrainer:
         """Write what sampling needs, and what resume() needs [TRAIN-7]."""
         self.check_finite()  # else the last good one stays
         meta = {
-            "config": self.model.config, "image_shape": list(self.model.image_shape),
+            "config": self.model.config, "image_shape": self.model.image_shape,
             "clip": self.text_encoder.model_name, "clip_weights": self.text_encoder.pretrained,
             "clip_null": self.texts[""][-1].tolist(), "captions": list(self.texts)[1:],
             "epoch": self.epoch, "step": self.step, "losses": self.losses,
         }  # fmt: skip
-        training = {name: getattr(self, name) for name in self.STATE} | {
+        training = {
+            "state": {name: getattr(self, name) for name in self.STATE.split()},
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "run": settings,
         }  # fmt: skip
-        if self.rank == 0:
+        if not self.rank:
             flowclip.save_checkpoint(path, self.ema_model, meta, training)
         if self.world_size > 1:
             distributed.barrier()  # a process that ends makes torchrun end the others, too
@@ -341,55 +410,57 @@ class TextConditionalTrainer:
         training = checkpoint["training"]
         for name, now in settings.items():
             then = training["run"].get(name)
-            if then != now and name not in MAY_CHANGE:
-                raise ValueError(f"--resume: {name} was {then!r:.80} and now is {now!r:.80}")
+            if then != now:
+                said = f"--resume: {name} was {then!r:.80} and now is {now!r:.80}"
+                if name not in MAY_CHANGE.split():
+                    raise ValueError(said)
+                print(said)
         self.ema_model.load_state_dict(checkpoint["model"])
         self.model.load_state_dict(training["model"])
         self.optimizer.load_state_dict(training["optimizer"])
-        for name in self.STATE:
-            setattr(self, name, training[name])
+        vars(self).update(training["state"])
+        print(f"--resume: {self.step} steps are done")
 
 
 # ---- The run -------------------------------------------------------------------------------------
-def plot_losses(path, rows):
-    """loss.png: the losses of metrics.csv."""
-    step, _, loss, _ = np.loadtxt(rows, delimiter=",", skiprows=1, ndmin=2, unpack=True)
+def draw_pictures(out, trainer, captions):
+    """loss.png, the losses of metrics.csv; samples.png, an image of 20 captions each at w = 3."""
+    table = np.genfromtxt(trainer.rows, delimiter=",", names=True)
     axes = Figure().subplots()
-    axes.plot(step, loss)
-    axes.set(xlabel="step", ylabel="flow-matching loss, mean of 10 steps")
-    axes.figure.savefig(path)
-
-
-def draw_samples(path, trainer, captions):
-    """samples.png: one image per caption (at most 20, spread over the list) at w = 3."""
-    prompts, model = captions[:: len(captions) // 20 + 1], trainer.ema_model
-    with flowclip.autocast(trainer.device, trainer.precision):
+    axes.plot(table["step"], table["loss"])
+    axes.set_title("flow-matching loss by step, means of 10 steps")
+    axes.figure.savefig(out / "loss.png")
+    prompts = captions[:20]
+    with trainer.autocast:
         images = flowclip.sample_text_conditional(
-            model, trainer.text_encoder, prompts, model.image_shape, cfg_scale=3,
-            generator=torch.Generator().manual_seed(trainer.seed),
+            trainer.ema_model, trainer.text_encoder, prompts, trainer.model.image_shape,
+            cfg_scale=3, generator=torch.Generator().manual_seed(trainer.seed),
         )  # fmt: skip
-    flowclip.save_picture(path, flowclip.denormalize_images(images), 5, prompts)
+    flowclip.save_picture(out / "samples.png", flowclip.denormalize_images(images), 5, prompts)
 
 
 def main():
-    config, start = parse_args(), time.perf_counter()
+    config = parse_args()
+    start = perf_counter()
     device = flowclip.get_device() if config.device == "auto" else torch.device(config.device)
     launched = distributed.is_torchelastic_launched()  # by torchrun
+    rank = 0
     if launched:
         if device.type == "cuda":
             torch.cuda.set_device(distributed.get_node_local_rank())
         distributed.init_process_group()
-    rank = distributed.get_rank() if launched else 0
+        rank = distributed.get_rank()
     if rank:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 only the first prints
+        sys.stdout = None  # only the first prints
     out = Path(config.out or f"runs/{Path(config.data).resolve().name}")
     checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists() and config.resume == config.overwrite:
+    exists = checkpoint.exists()
+    if exists and config.resume == config.overwrite:
         raise ValueError(f"{checkpoint} exists: --resume goes on from it, --overwrite starts anew")
 
     if rank:
         distributed.barrier()  # the first process downloads, into the folder that all share
-    images, labels, captions = load_data(config.data, config.img_size)
+    images, labels, captions = load_data(config.data, config.img_size, config.patch_size)
     if launched and not rank:
         distributed.barrier()
     count, channels, _, size = images.shape
@@ -415,44 +486,36 @@ def main():
     if config.compile:
         for block in model.blocks:
             block.compile()  # equal blocks share one compilation
-    settings = vars(config) | model.config | {"images": count, "captions": captions}
-    if config.resume and checkpoint.exists():
+    settings = {
+        "images": count, "captions": captions,
+        "text weights": next(encoder.parameters())[0, 0].item(),  # wherever their file lies
+    } | vars(config) | model.config  # fmt: skip
+    del settings["resume"]  # it is no setting of the run
+    if config.resume and exists:
         trainer.resume(checkpoint, **settings)
     out.mkdir(parents=True, exist_ok=True)
-    with flowclip.autocast(device, config.precision):
-        bf16 = torch.is_autocast_enabled(device.type)
-    print(
-        f"model: {sum(weight.numel() for weight in model.parameters()):,} parameters, {device}, "
-        f"{'bf16' if bf16 else 'fp32'}, torch {torch.__version__}; {trainer.step} steps are done"
-    )
 
     def stop(number, frame):
         trainer.stop_signal = number
         signal.signal(number, signal.SIG_DFL)  # a second one stops at once
 
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    for number in signal.valid_signals() & {1, 2, 15}:  # SIGHUP, SIGINT, SIGTERM
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, stop)
     while trainer.epoch < config.epochs and trainer.step < config.max_steps:
-        epoch = trainer.epoch
-        trainer.train(1, min(config.max_steps, trainer.step + (config.save_every or math.inf)))
+        trainer.train(1, min(config.max_steps, trainer.step + (config.save_every or inf)))
         trainer.save_checkpoint(checkpoint, **settings)
-        if trainer.epoch > epoch:
-            print(
-                f"epoch {trainer.epoch}/{config.epochs}: mean loss {trainer.losses[-1]:.4f}, "
-                f"{time.perf_counter() - start:.0f} s", flush=True,
-            )  # fmt: skip
-            if trainer.epoch % config.sample_every == 0 and not rank:
-                draw_samples(out / "samples.png", trainer, captions)
+        if not (trainer.epoch_losses or trainer.epoch % config.sample_every or rank):
+            draw_pictures(out, trainer, captions)
         if number := trainer.stopped():
             print(f"stopped after step {trainer.step}; --resume goes on from {checkpoint}")
             sys.exit(128 + number)
     if not rank:
         if trainer.recent:
             trainer.log()
-        plot_losses(out / "loss.png", trainer.rows)
-        draw_samples(out / "samples.png", trainer, captions)
+        draw_pictures(out, trainer, captions)
         print(
-            f"made in {time.perf_counter() - start:.0f} s, in {out}: "
+            f"made in {perf_counter() - start:.0f} s, in {out}: "
             "checkpoint.pt, metrics.csv, loss.png, samples.png\n"
             f"next: python sample.py {captions[-1]!r} --cfg 1 3 7.5 --checkpoint {checkpoint}"
         )

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import urllib.error
 from dataclasses import replace
@@ -26,7 +27,7 @@ DEMO = ["--demo", *TINY]
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Training without the sampling at its end."""
-    monkeypatch.setattr(train, "draw_samples", lambda *args: None)
+    monkeypatch.setattr(train, "draw_pictures", lambda *args: None)
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_what_a_run_says_and_leaves(command, tmp_path):
     lines = [said for said in out.splitlines() if not said.startswith("note: ")]
     assert status == 0 and len(lines) == 6
     assert lines[0] == "data: digits, 1,797 images 1x8x8, 10 captions like 'a photo of a zero'"
-    assert lines[3].startswith("epoch 1/1: mean loss 1.")
+    assert re.fullmatch(r"Epoch 1: avg_loss = 1\.\d{4} \(epoch 1/step 28\)", lines[3])
     assert lines[5].startswith("next: python sample.py 'a photo of a nine' --cfg 1 3 7.5")
     names = {"checkpoint.pt", "metrics.csv", "loss.png", "samples.png"}
     assert {path.name for path in (tmp_path / "run").iterdir()} == names
@@ -77,8 +78,11 @@ def test_what_a_run_says_and_leaves(command, tmp_path):
 
 @pytest.mark.parametrize("argv", [["--demo", "--lr", "0.5"], ["--lr", "0.5", "--demo"]])
 def test_the_command_line_wins_over_the_preset(monkeypatch, argv):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--demo"])
+    demo = train.parse_args()
+    assert (demo.data, demo.out, demo.epochs, demo.lr) == ("digits", "runs/demo", 25, 1e-3)
     monkeypatch.setattr(sys, "argv", ["train.py", *argv])
-    assert train.parse_args() == replace(train.DEMO, demo=True, lr=0.5)
+    assert train.parse_args() == replace(demo, lr=0.5)
 
 
 def test_settings_reach_the_trainer(command, monkeypatch, no_pictures):
@@ -130,7 +134,7 @@ def test_the_blocks_are_compiled(command, monkeypatch, no_pictures, flag, blocks
 
 def test_pictures_come_every_n_epochs_and_at_the_end(command, monkeypatch):
     drawn = []
-    monkeypatch.setattr(train, "draw_samples", lambda path, trainer, _: drawn.append(trainer.epoch))
+    monkeypatch.setattr(train, "draw_pictures", lambda out, trainer, _: drawn.append(trainer.epoch))
     options = ["--batch-size", 600, "--epochs", 3, "--sample-every", 2]
     assert command(train, *DEMO, *options)[0] == 0
     assert drawn == [2, 3]
@@ -191,7 +195,8 @@ def test_digits():
 
 def test_cifar10_comes_from_torchvision(monkeypatch):
     pixels = np.arange(4 * 32 * 32 * 3, dtype=np.uint8).reshape(4, 32, 32, 3)
-    cifar = SimpleNamespace(data=pixels, targets=[6, 9, 0, 5])
+    classes = flowclip.CIFAR10_CLASSES
+    cifar = SimpleNamespace(data=pixels, targets=[6, 9, 0, 5], classes=classes)
     asked = []
     stub = lambda root, download: asked.append((root, download)) or cifar  # noqa: E731
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", stub)
@@ -238,9 +243,11 @@ def test_no_network_ends_in_one_line(command, monkeypatch, tmp_path):
     def refuse(*args, **given):
         raise urllib.error.URLError("no network in this test")
 
+    monkeypatch.setattr(flowclip.huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # to restore
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", refuse)
+    monkeypatch.setattr(flowclip.huggingface_hub, "get_session", refuse)
     monkeypatch.setattr(flowclip.open_clip, "download_pretrained", refuse)
-    one_line(command(train), "could not download CIFAR-10", "--data digits", "--data DIR")
+    one_line(command(train), "could not download cifar10", "--data digits", "--data DIR")
     one_line(command(train, "--data", "digits"), "could not download 'openai'", "'untrained'")
     assert not list(tmp_path.iterdir()), "nothing was created"
 
@@ -274,6 +281,23 @@ def test_each_image_is_that_of_its_prompt_scale_and_draw(
         assert_alike(alone, torch.tensor(np.asarray(Image.open(f"each/{name}.png"))))
         if cell is not None:
             assert_alike(alone, cells[cell])
+
+
+def test_images_are_written_as_they_come(command, drawn, monkeypatch):
+    parts, real = [], flowclip.sample_text_conditional
+
+    def stopped(model, encoder, prompts, *args, **given):
+        parts.append(len(prompts))
+        if len(parts) == 3:
+            raise OSError("no time left")
+        return real(model, encoder, prompts, *args, **given)
+
+    monkeypatch.setattr(flowclip, "sample_text_conditional", stopped)
+    options = ["--steps", 1, "--checkpoint", "c.pt", "--save-dir", "each"]
+    one_line(command(sample, *map(str, range(300)), *options), "no time left")
+    names = sorted(path.name for path in (drawn / "each").iterdir())
+    assert parts == [128, 128, 44] and len(names) == 256
+    assert (names[0], names[-1]) == ("0000-0-w7.5-0.png", "0255-255-w7.5-0.png")
 
 
 def test_no_prompt_means_ten_captions_of_the_training(command, drawn, pictures):
@@ -378,7 +402,7 @@ def test_other_text_weights_are_refused(command, drawn, small_encoder):
     said = "c.pt was trained with other text weights than 'wrong.pt'"
     one_line(command(sample, *options, "--clip-weights", "wrong.pt"), said)
     (drawn / "right.pt").rename("moved.pt")
-    one_line(command(sample, *options), "CLIP weights 'right.pt': no file")
+    one_line(command(sample, *options), "right.pt holds no text tower", "No such file")
     assert command(sample, *options, "--clip-weights", "moved.pt")[0] == 0
 
 

@@ -52,7 +52,9 @@ def everything(folder):
 
 # ---- Images and captions ----
 def pixels(path, size=8):
-    return np.asarray(train.read_pair(path, size)[0]).astype(int)
+    """The one image of a folder."""
+    images, _, _ = train.load_data(str(path.parent), size)
+    return images[0].permute(1, 2, 0).numpy().astype(int)
 
 
 def palette():
@@ -84,8 +86,8 @@ def test_images_become_rgb_on_white(tmp_path, name, image, color):
 @pytest.mark.parametrize("mode, name", [("I;16", "a.png"), ("I", "a.tiff"), ("F", "a.tiff")])
 def test_pixels_of_more_bits_are_refused(tmp_path, mode, name):
     Image.new(mode, (8, 8)).save(tmp_path / name)
-    with pytest.raises(ValueError, match=f"{tmp_path / name} .* 8 bits"):
-        train.read_pair(tmp_path / name, 8)
+    with pytest.raises(ValueError, match=f"--data {tmp_path / name}: .* 8 bits"):
+        train.load_data(str(tmp_path))
 
 
 def test_a_photo_of_a_telephone_on_its_side_is_upright(tmp_path):
@@ -122,15 +124,17 @@ def huge_png(path, side=60_000):
     ("1.png", lambda path: path.write_bytes(b"")),
     ("1.png", lambda path: path.write_bytes(path.read_bytes()[:-30])),
     ("1.png", huge_png),
+    ("0.png", huge_png),
     ("1.txt", lambda path: path.write_bytes(b"caf\xe9")),
-], ids=["text", "empty", "cut", "huge", "caption"])  # fmt: skip
+    ("2.png", lambda path: path.rename(path.with_name("x")) and path.symlink_to("nothing")),
+], ids=["text", "empty", "cut", "huge", "first", "caption", "link"])  # fmt: skip
 def test_a_broken_file_is_named(command, tmp_path, name, spoil):
     for n in range(3):
         picture(tmp_path / f"my/dog/{n}.png")
     spoil(tmp_path / "my/dog" / name)
     before = everything(tmp_path)
     result = command(train, "--data", "my", "--clip-weights", "untrained", *TINY)
-    one_line(result, "my/dog/1.png ", "cannot be read: ")
+    one_line(result, "--data my", f"my/dog/{name}")
     assert everything(tmp_path) == before
 
 
@@ -143,15 +147,13 @@ def test_many_images_keep_their_order(tmp_path):
 
 
 @pytest.mark.parametrize("data, said", [
-    ("nowhere", "--data nowhere: neither cifar10, digits, nor a folder"),
-    ("file", "--data file: neither cifar10, digits, nor a folder"),
+    ("nowhere", "--data nowhere: [Errno 2] No such file or directory"),
+    ("file", "--data file: [Errno 20] Not a directory"),
     ("empty", "--data empty: no image is there"),
-    ("flat", "--data flat: no image is there"),
     ("classless", "--data classless: no image is there"),
-    ("small", "img_size is 2, expected a multiple of 4"),
+    ("small", "--data small/dog/a.png: 2 pixels a side, try --img-size 64"),
 ])  # fmt: skip
 def test_folders_that_are_none(command, tmp_path, data, said):
-    picture(tmp_path / "flat/a.png")
     picture(tmp_path / "small/dog/a.png", size=(2, 2))
     (tmp_path / "empty").mkdir()
     (tmp_path / "classless/dog").mkdir(parents=True)
@@ -193,7 +195,7 @@ def test_flags_that_cannot_be_read(command, module, argv, words):
     (["--embed-dim", 6, "--heads", 2], "embed_dim is 6, expected a multiple of 4"),
     (["--patch-size", 3], "img_size is 8, expected a multiple of 3"),
     (["--clip", "ViT-B-23", "--clip-weights", "x"], "'ViT-B-23' is no model of open_clip"),
-    (["--clip", "ViT-S-32-alt", "--clip-weights", "no.pt"], "CLIP weights 'no.pt': no file"),
+    (["--clip", "ViT-S-32-alt", "--clip-weights", "no.pt"], "no.pt holds no text tower of"),
     (["--clip", "ViT-S-32-alt", "--clip-weights", "other.pt"], "other.pt holds no text tower of"),
     (["--out", "other.pt"], "other.pt"),
     (["--out", "other.pt/run"], "other.pt/run"),
@@ -254,15 +256,16 @@ def test_the_attention_of_any_prompt_is_drawn(command, drawn, pictures):
 # ---- Faults ----
 def test_a_run_is_not_overwritten_by_accident(command, no_pictures):
     options = [*DEMO, "--max-steps", 3]
-    assert "; 0 steps are done" in command(train, *options, "--resume")[1], "there was none yet"
+    assert "steps are done" not in command(train, *options, "--resume")[1], "there was none yet"
     before = everything("runs")
     said = "runs/demo/checkpoint.pt exists: --resume goes on from it, --overwrite starts anew"
     one_line(command(train, *options), said)
     one_line(command(train, *options, "--resume", "--overwrite"), said)
     one_line(command(train, *options, "--overwrite", "--clip-weights", "no.pt"), "no.pt")
     assert everything("runs") == before
-    assert "; 3 steps are done" in command(train, *options, "--resume")[1]
-    assert "; 0 steps are done" in command(train, *options, "--overwrite")[1]
+    again = command(train, *options, "--resume")[1]
+    assert "\n--resume: 3 steps are done\n" in again and "resume was" not in again
+    assert "steps are done" not in command(train, *options, "--overwrite")[1]
 
 
 def test_a_run_goes_on_with_its_own_settings(command, no_pictures):
@@ -273,9 +276,9 @@ def test_a_run_goes_on_with_its_own_settings(command, no_pictures):
         (["--depth", 2], "depth was 1 and now is 2"),
         (["--img-size", 16], "img_size was 8 and now is 16"),
         (["--seed", 4], "seed was 0 and now is 4"),
-        (["--lr", 0.002], "lr was 0.001 and now is 0.002"),
+        (["--warmup", 9], "warmup was 100 and now is 9"),
         (["--clip", "other"], "clip was 'ViT-B-32-quickgelu' and now is 'other'"),
-        (["--data", "my", "--batch-size", 1], "data was 'digits' and now is 'my'"),
+        (["--data", "my", "--batch-size", 1, "--patch-size", 4], "images was 1797 and now is 1"),
     ]:
         one_line(command(train, *DEMO, "--resume", *argv), f"--resume: {said}")
     assert everything("runs") == before
@@ -286,9 +289,12 @@ def test_what_may_change_when_a_run_goes_on(command, no_pictures):
     Path("runs/demo").rename("moved")
     options = [
         "--epochs", 99, "--device", "cpu", "--precision", "bf16", "--out", "moved", "--max-steps",
-        4, "--save-every", 2, "--sample-every", 3,
+        4, "--save-every", 2, "--sample-every", 3, "--lr", 1e-4,
     ]  # fmt: skip
-    assert command(train, *DEMO, "--resume", *options)[0] == 0
+    status, out, _ = command(train, *DEMO, "--resume", *options)
+    assert status == 0 and "--resume: lr was 0.001 and now is 0.0001\n" in out
+    rate = torch.load("moved/checkpoint.pt")["training"]["optimizer"]["param_groups"][0]["lr"]
+    assert rate == pytest.approx(1e-4 * 4 / 100), "the fourth of 100 steps of the warm-up"
     assert flowclip.load_checkpoint("moved/checkpoint.pt")[1]["step"] == 4
 
 
@@ -303,6 +309,30 @@ def test_other_pictures_are_another_run(command, no_pictures, tmp_path):
     one_line(command(train, *options, "--resume"), "images was 1 and now is 2")
 
 
+def test_the_same_pictures_by_another_path_go_on(command, no_pictures, tmp_path):
+    picture(tmp_path / "my/dog/a.png")
+    options = ["--clip-weights", "untrained", *TINY, "--batch-size", 1, "--out", "run"]
+    assert command(train, "--data", "my", *options, "--max-steps", 1)[0] == 0
+    for n, data in enumerate(["my/", "./my", tmp_path / "my"], start=2):
+        result = command(train, "--data", data, *options, "--resume", "--max-steps", n)
+        assert result[0] == 0, result
+    (tmp_path / "my").rename("moved")
+    result = command(train, "--data", "moved", *options, "--resume", "--max-steps", 5)
+    assert result[0] == 0 and "--resume: data was " in result[1], result
+    assert flowclip.load_checkpoint("run/checkpoint.pt")[1]["step"] == 5
+
+
+def test_the_same_text_weights_by_another_path_go_on(command, no_pictures, small_encoder):
+    state = small_encoder.tower.state_dict()
+    torch.save(state, "right.pt")
+    torch.save({name: tensor + 0.01 for name, tensor in state.items()}, "wrong.pt")
+    options = [*DEMO, "--clip", "ViT-S-32-alt", "--clip-weights"]
+    assert command(train, *options, "right.pt", "--max-steps", 1)[0] == 0
+    Path("right.pt").rename("moved.pt")
+    assert command(train, *options, "moved.pt", "--resume", "--max-steps", 2)[0] == 0
+    one_line(command(train, *options, "wrong.pt", "--resume"), "--resume: text weights was ")
+
+
 def test_checkpoints_every_n_steps_and_each_epoch(command, monkeypatch, no_pictures):
     saved, save = [], flowclip.save_checkpoint
 
@@ -315,7 +345,9 @@ def test_checkpoints_every_n_steps_and_each_epoch(command, monkeypatch, no_pictu
     assert saved == [(10, 0), (20, 0), (28, 1), (38, 1), (45, 1)]
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_ends_the_step_and_keeps_it(command, monkeypatch, number, status):
     step = train.TextConditionalTrainer.train_step
 
@@ -332,6 +364,52 @@ def test_a_signal_ends_the_step_and_keeps_it(command, monkeypatch, number, statu
     assert out.splitlines()[-1] == last and "\nepoch" not in out
     assert not Path("run/samples.png").exists()
     assert flowclip.load_checkpoint("run/checkpoint.pt")[1]["step"] == 3
+
+
+def test_a_signal_that_is_ignored_stays_so(command, no_pictures):
+    """As nohup ignores SIGHUP for what it starts."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert command(train, *DEMO, "--max-steps", 1)[0] == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("variables", [{"LOCAL_RANK": "0"}, {"WORLD_SIZE": "3"}, {"RANK": "1"}])
+def test_what_another_launcher_left_makes_no_process_group(
+    command, no_pictures, monkeypatch, variables
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    status, out, err = command(train, *DEMO, "--max-steps", 1)
+    assert status == 0 and "made in" in out, err
+
+
+def test_a_terminal_of_other_letters_ends_no_run(no_pictures, monkeypatch, tmp_path, encoder):
+    picture(tmp_path / "\N{CJK UNIFIED IDEOGRAPH-72AC}/a.png")
+    screen = io.TextIOWrapper(io.BytesIO(), "cp1252")
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(flowclip, "CLIPTextEncoder", lambda *args: encoder)
+    options = ["--data", tmp_path, *TINY, "--batch-size", 1, "--max-steps", 1, "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, options), "--out", str(tmp_path / "x")])
+    flowclip.run_script(train.main)
+    screen.flush()
+    said = screen.buffer.getvalue().decode("cp1252")
+    assert "captions like 'a photo of a \\u72ac'" in said and "next: python sample.py" in said
+
+
+def test_many_long_captions_are_one_note(command, no_pictures, tmp_path):
+    for n in range(40):
+        picture(tmp_path / f"my/{n}.png")
+        (tmp_path / f"my/{n}.txt").write_text(f"{n} " + 90 * "dog ")
+    options = ["--data", "my", "--clip", "ViT-S-32-alt", "--clip-weights", "w.pt", *TINY]
+    torch.save(flowclip.CLIPTextEncoder("ViT-S-32-alt", "untrained").tower.state_dict(), "w.pt")
+    status, out, err = command(train, *options, "--batch-size", 8, "--max-steps", 1)
+    assert status == 0, err
+    assert [line for line in out.splitlines() if "note" in line] == [
+        "note: 40 prompts cut at 77 tokens"
+    ]
 
 
 def test_a_signal_before_the_first_step_is_answered_truly(command, monkeypatch):
@@ -404,6 +482,32 @@ def test_a_full_disk_leaves_the_checkpoint_as_it_was(command, no_pictures):
         one_line(result, "could not write runs/demo/checkpoint.pt, what was there stays: ")
         assert everything("runs") == before, "and no part of a new one is left"
     assert command(train, *DEMO, "--max-steps", 6, "--resume")[0] == 0
+
+
+def test_numbers_of_numpy_are_saved_as_plain_ones(tmp_path):
+    model = flowclip.TextConditionalDiT(
+        np.int64(4), np.int64(2), np.int32(1), np.int64(8), 1, 1, np.float32(1), context_dim=12
+    )
+    images = torch.zeros(2, 1, 4, 4)
+    trainer = train.TextConditionalTrainer(
+        model, draw.StandIn(), [(images, [0, 1])], lambda labels: [np.str_("dog")] * len(labels),
+        lr=np.float64(1e-4), weight_decay=np.float64(0.1), device="cpu",
+    )  # fmt: skip
+    trainer.train(1)
+    trainer.save_checkpoint(tmp_path / "c.pt")
+    loaded, meta = flowclip.load_checkpoint(tmp_path / "c.pt")
+    assert {type(value) for value in meta["config"].values()} == {int, float}
+    assert torch.equal(draw.flat(loaded), draw.flat(trainer.ema_model))
+    assert [type(caption) for caption in meta["captions"]] == [str]
+
+
+def test_what_could_not_be_read_back_does_not_replace_the_last_one(make_model, tmp_path):
+    path, model = tmp_path / "c.pt", make_model()
+    flowclip.save_checkpoint(path, model, {"config": model.config})
+    before = everything(tmp_path)
+    with pytest.raises(OSError, match=f"(?s)could not write {path}, what was there stays: .*numpy"):
+        flowclip.save_checkpoint(path, model, {}, {"lr": np.float64(1)})
+    assert everything(tmp_path) == before
 
 
 def test_what_cannot_be_written_is_named(make_model, tmp_path):
