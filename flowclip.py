@@ -455,8 +455,10 @@ def sample_text_conditional(
         return cfg_velocity(model, x, t, Z[:-1], mask[:-1], Z[-1:], mask[-1:], cfg_scale)
 
     with tqdm(total=num_steps, desc="sampling", leave=False, disable=not progress or None) as bar:
-        x1 = noise.to(device, torch.float32)
-        return integrate(velocity, x1, num_steps, solver, lambda n, t, x: bar.update())
+        return integrate(
+            velocity, noise.to(device, torch.float32), num_steps, solver,
+            lambda n, t, x: bar.update(),
+        )  # fmt: skip
 
 
 # ---- Plumbing: what is checked, where it runs, weights, checkpoints, pictures --------------------
@@ -571,7 +573,10 @@ def read_checkpoint(path, device="cpu"):
     try:
         if zipfile.ZipFile(path).testzip():
             raise ValueError("its checksums are wrong")  # which torch writes and does not read
-        return torch.load(path, map_location=device, weights_only=True)  # never code
+        checkpoint = torch.load(path, map_location=device, weights_only=True)  # never code
+        if "meta" not in checkpoint:
+            raise ValueError("it has no meta")
+        return checkpoint
     except Exception as error:
         raise ValueError(f"{path} is not a whole flowclip checkpoint: {error!r:.150}") from None
 
