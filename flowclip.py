@@ -368,7 +368,7 @@ def cfg_velocity(model, x, t, context, mask, null_context, null_mask, cfg_scale)
     contexts, masks = torch.cat([context, null_context]), torch.cat([mask, null_mask])
     v = model(torch.cat([x, x]), torch.cat([t, t]), contexts, masks)  # [2 B, C, H, W] [CFG-3]
     v_cond, v_uncond = v.to(x.dtype).chunk(2)
-    return v_uncond + cfg_scale * (v_cond - v_uncond)  # [CFG-1]
+    return v_uncond + cfg_scale * (v_cond - v_uncond)  # [CFG-1] [CFG-5] where exact, a climb
 
 
 # ---- 6. The training objective (docs/6-objective.md): flow matching ------------------------------
@@ -387,7 +387,7 @@ def flow_matching_loss(model, x0, context, mask, *, x1=None, t=None):
     t = torch.rand(len(x0), device=x0.device) if t is None else t  # [FLOW-4] U[0, 1], each its own
     xt, v = interpolate(x0, x1, t)
     error = model(xt, t, context, mask).float() - v
-    return error.square().mean()  # [FLOW-3] least where the model says E[v | xt] [FLOW-5]
+    return error.square().mean()  # [FLOW-3] least where the model says E[v | xt] [FLOW-5] [FLOW-6]
 
 
 # ---- 7. Sampling (docs/7-sampling.md): walk the path back, from noise to image -------------------
