@@ -269,7 +269,7 @@ class DiT(nn.Module):
         check_shape("xt", xt, "B", *self.image_shape)
         check_shape("t", t, len(xt))
         h_t = self.time_mlp(timestep_embedding(t, self.embed_dim))  # [B, 4 D_x] [TIME-3]
-        c = h_t + e_y  # [DIT-3] c = h_t, [DIT-4] or h_t + e(y)
+        c = h_t + e_y  # [DIT-3] c = e(t), [DIT-4] or e(t) + e(y)
         x = patchify(xt, self.patch_size)  # [B, N, p p C]
         x = self.patch_embed(x) + self.positions  # [B, N, D_x] [POS-2]
         for block in self.blocks:
@@ -283,7 +283,7 @@ class DiT(nn.Module):
 
 
 class ConditionalDiT(DiT):
-    """Adds a class: c = h_t + e(y), label `num_classes` meaning none. 12,379,440 parameters."""
+    """Adds a class: c = e(t) + e(y), label `num_classes` meaning none. 12,379,440 parameters."""
     def __init__(self, *args, num_classes=10, **kwargs):
         super().__init__(*args, **kwargs)
         self.label_embedding = nn.Embedding(num_classes + 1, 4 * self.embed_dim)
