@@ -122,6 +122,20 @@ def measure_unseen(model, t=0.5):
     print(f"half of the images known, t = {t}: {seen:.4f} on these, {unseen:.4f} on the others")
 
 
+def measure_copies(model, path, draws, w=1):
+    """How far a trained model's draws are from the training images, and these from each other."""
+    trained, encoder, meta = sample.load(path)
+    labels = torch.arange(draws) % model.captions
+    drawn = flowclip.sample_text_conditional(
+        trained, encoder, [meta["captions"][label] for label in labels], meta["image_shape"],
+        cfg_scale=w, generator=torch.Generator().manual_seed(0),
+    ).to(model.images)  # fmt: skip
+    apart = nearest(model.images[::2], model.images[1::2])[0].mean()
+    far = nearest(drawn, model.images)[0].mean()
+    print(f"drawn at w = {w}: {far:.3f} from the nearest training image (one half of these is "
+          f"{apart:.3f} from the other), spread {spread(drawn, labels):.3f}", flush=True)  # fmt: skip
+
+
 def measure_guidance(model, draws):
     """Where the paths end, and how much they differ, against w."""
     labels = torch.arange(draws) % model.captions
@@ -167,6 +181,8 @@ def main():
     if args.checkpoint:
         print(args.checkpoint)
         measure_loss(model, trained_model(args.checkpoint), args.points, times)
+        if args.draws:
+            measure_copies(model, args.checkpoint, args.draws)
     if args.draws:
         measure_unseen(model)
         measure_guidance(model, args.draws)

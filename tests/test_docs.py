@@ -17,7 +17,7 @@ import tyro
 import flowclip
 import sample
 import train
-from tests import ablate, benchmark, compose, judge, shapes
+from tests import ablate, benchmark, compose, exact, judge, shapes
 from tests import strategies as draw
 from tests.conftest import CHAPTERS, NAME, ROOT, read_statements
 
@@ -155,6 +155,7 @@ PARSERS = {
     "tests/ablate.py": ablate.parse_args,
     "tests/shapes.py": shapes.parse_args,
     "tests/compose.py": compose.parse_args,
+    "tests/exact.py": exact.parse_args,
     "docs/blank.py": lambda: runpy.run_path(str(ROOT / "docs/blank.py"))["blank"](sys.argv[1]),
     "docs/figures.py": runpy.run_path(str(ROOT / "docs/figures.py"))["parse_args"],
 }
