@@ -132,8 +132,8 @@ def measure_copies(model, path, draws, w=1):
     ).to(model.images)  # fmt: skip
     apart = nearest(model.images[::2], model.images[1::2])[0].mean()
     far = nearest(drawn, model.images)[0].mean()
-    print(f"drawn at w = {w}: {far:.3f} from the nearest training image (one half of these is "
-          f"{apart:.3f} from the other), spread {spread(drawn, labels):.3f}", flush=True)  # fmt: skip
+    print(f"its draws at w = {w}: {far:.3f} from the nearest training image (half of these are "
+          f"{apart:.3f} from the others), spread {spread(drawn, labels):.3f}")  # fmt: skip
 
 
 def measure_guidance(model, draws):
