@@ -5,7 +5,9 @@ import torch
 
 def close(name, found, expected, atol=1e-5, rtol=1e-5):
     """Equal shapes, and numbers that are equal but for rounding; no difference of types matters."""
-    found, expected = (torch.as_tensor(value).detach().double() for value in (found, expected))
+    found, expected = (
+        torch.as_tensor(value, dtype=torch.float64).detach() for value in (found, expected)
+    )
     sizes, wanted = list(found.shape), list(expected.shape)
     assert sizes == wanted, f"{name} has shape {sizes}, expected {wanted}"
     wrong = ~found.isclose(expected, atol=atol, rtol=rtol)
@@ -44,12 +46,17 @@ def follows(name, sample, distribution):
     )
 
 
-def uniform(low, high):
-    return lambda u: ((u - low) / (high - low)).clamp(0, 1)
+def follows_uniform(name, sample, low, high):
+    follows(name, sample, lambda u: ((u - low) / (high - low)).clamp(0, 1))
 
 
-def normal(deviation):
-    return lambda u: torch.special.ndtr(u / deviation)
+def follows_normal(name, sample, deviation=1.0):
+    """Its mean, its variance (in which few per cent show), and its distribution."""
+    unit = torch.as_tensor(sample).detach().double().flatten() / deviation
+    within_chance(f"the mean of {name}", unit.mean() * deviation, 0, deviation / len(unit) ** 0.5)
+    within_chance(f"the variance of {name}", unit.var() * deviation**2, deviation**2,
+                  deviation**2 * (2 / len(unit)) ** 0.5)  # fmt: skip
+    follows(name, unit * deviation, lambda u: torch.special.ndtr(u / deviation))
 
 
 def unrelated(name, columns, to_first=False):

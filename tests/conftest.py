@@ -64,6 +64,21 @@ def pytest_addoption(parser):
     )
 
 
+def load(path):
+    """-> the module to be judged. What it imports from flowclip is that of flowclip.py."""
+    if not path.is_file():
+        raise pytest.UsageError(f"--impl {path}: no such file")
+    module_spec = importlib.util.spec_from_file_location("judged", path)
+    sys.modules["judged"] = module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise pytest.UsageError(
+            f"--impl {path} cannot be imported: {type(error).__name__}: {error}"
+        ) from None
+    return module
+
+
 def pytest_configure(config):
     if len(config.args) > 1 and config.args[0] == "tests":
         config.args.pop(0)  # the one of .pytest.ini: what the command line names is enough
@@ -74,17 +89,7 @@ def pytest_configure(config):
         "markers", "heavy: minutes of fuzzing, killing and watching; run by pytest -m heavy"
     )
     if config.getoption("--impl"):
-        path = Path(config.getoption("--impl")).resolve()
-        if not path.is_file():
-            raise pytest.UsageError(f"--impl {path}: no such file")
-        module_spec = importlib.util.spec_from_file_location("flowclip", path)
-        sys.modules["flowclip"] = module = importlib.util.module_from_spec(module_spec)
-        try:
-            module_spec.loader.exec_module(module)
-        except Exception as error:
-            raise pytest.UsageError(
-                f"--impl {path} cannot be imported: {type(error).__name__}: {error}"
-            ) from None
+        sys.modules["flowclip"] = load(Path(config.getoption("--impl")).resolve())
     config.outcomes = {}  # test -> (its statements, outcome, reason)
 
 
@@ -117,7 +122,7 @@ def pytest_collection_modifyitems(config, items):
 
 def what_is_missing(error):
     """-> the name that the judged file lacks, or None."""
-    found = re.match(r"module 'flowclip' has no attribute '(\w+)'", str(error))
+    found = re.match(r"module '(?:flowclip|judged)' has no attribute '(\w+)'", str(error))
     return found and found[1]
 
 
@@ -198,9 +203,7 @@ def pytest_terminal_summary(terminalreporter, config):
             for guarded, _, _ in config.outcomes.values()
         )
         rest = len(names) - len(failed) - len(held) - len(skipped)
-        line = table.format(
-            chapter, len(names), len(held), len(failed), len(skipped), rest, tests
-        )
+        line = table.format(chapter, len(names), len(held), len(failed), len(skipped), rest, tests)
         write(line, green=bool(held) and not failed, red=bool(failed))
         if failed:
             write(f"    fail: {' '.join(failed)}", red=True)

@@ -40,22 +40,6 @@ def linear(layer, vector):
     return [sum(w * u for w, u in zip(row, vector)) + offset for row, offset in zip(W, b)]
 
 
-def read(module, A, Z):
-    """[ATTN-6] from the weights A [B, h, N, M]: A V head by head, side by side, W_o and b_o."""
-    outputs = []
-    for weights, tokens in zip(A.tolist(), Z.tolist()):
-        values = [linear(module.v_proj, z) for z in tokens]
-        d, rows = len(values[0]) // len(weights), []
-        for n in range(len(weights[0])):
-            joined = []
-            for h, head in enumerate(weights):
-                for i in range(h * d, (h + 1) * d):
-                    joined.append(sum(a * v[i] for a, v in zip(head[n], values)))
-            rows.append(linear(module.out_proj, joined))
-        outputs.append(rows)
-    return torch.tensor(outputs, dtype=torch.float64)
-
-
 def attention(module, x, Z, mask):
     """[ATTN-1] to [ATTN-6], one number at a time -> (output, A)."""
     heads, d = module.num_heads, len(module.q_proj.weight) // module.num_heads

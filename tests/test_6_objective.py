@@ -12,7 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import flowclip
 from tests import oracles
 from tests import strategies as draw
-from tests.compare import close, equal, follows, normal, uniform, unrelated, within_chance
+from tests.compare import (
+    close,
+    equal,
+    follows_normal,
+    follows_uniform,
+    unrelated,
+    within_chance,
+)
 
 
 @pytest.mark.spec("FLOW-1")
@@ -73,7 +80,7 @@ def test_noise_is_normal_and_its_own_everywhere():
     """At t = 1/2 from a black image, x_t is half the noise."""
     half = torch.full((2000,), 0.5)
     x1 = 2 * drawn(torch.zeros(2000, 3, 2, 2), t=half)[0]
-    follows("a number of x_1", x1, normal(1))
+    follows_normal("a number of x_1", x1)
     unrelated("pixels of x_1", x1.flatten(1))
     x1 = 2 * drawn(torch.zeros(20, 3, 32, 32), t=half[:20])[0]
     unrelated("x_1 of two samples", x1.flatten(1).T)
@@ -82,7 +89,7 @@ def test_noise_is_normal_and_its_own_everywhere():
 @pytest.mark.spec("FLOW-4")
 def test_times_are_uniform_one_a_sample():
     xt, t = drawn(torch.zeros(4000, 1, 1, 2))
-    follows("t", t, uniform(0, 1))
+    follows_uniform("t", t, 0, 1)
     unrelated("t of one sample and the next", torch.stack([t[:-1], t[1:]], 1))
     unrelated("t and the signs of x_1", torch.stack([t, *xt.flatten(1).sign().T], 1))
 
@@ -185,13 +192,12 @@ def gradient(weights, x0, xt, t):
 @pytest.fixture(scope="session")
 def new_trainer(of_train):
     """new_trainer(model, **options) -> a trainer on the CPU in float32."""
+    Trainer = of_train("TextConditionalTrainer")
 
     def new(model, batches=(), **options):
         defaults = {"device": "cpu", "precision": "fp32"}
         caption_fn = lambda labels: [CAPTIONS[n] for n in labels.tolist()]  # noqa: E731
-        return of_train("TextConditionalTrainer")(
-            model, draw.StandIn(), batches, caption_fn, **(defaults | options)
-        )
+        return Trainer(model, draw.StandIn(), batches, caption_fn, **(defaults | options))
 
     return new
 
@@ -240,8 +246,8 @@ def test_the_noise_and_the_times_of_training(new_trainer):
     trainer.train_step(torch.zeros(2000, 3, 2, 2), 2000 * ["dog"])
     xt, t, *_ = trainer.model.given[-1]
     x1 = noise_of(torch.zeros(()), xt, t)
-    follows("a number of x_1", x1, normal(1))
-    follows("t", t, uniform(0, 1))
+    follows_normal("a number of x_1", x1)
+    follows_uniform("t", t, 0, 1)
     unrelated("t and the pixels of x_1", torch.cat([t[:, None], x1.flatten(1)], 1))
     unrelated("t of one sample and the next", torch.stack([t[:-1], t[1:]], 1))
     trainer.train_step(torch.zeros(20, 3, 32, 32), 20 * ["dog"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import flowclip
 from tests import oracles
 from tests import strategies as draw
-from tests.compare import close, equal, follows, normal, unrelated
+from tests.compare import close, equal, follows_normal, unrelated
 
 solvers = pytest.mark.parametrize("solver", ["euler", "heun"])
 
@@ -150,7 +150,7 @@ def seeded(seed):
 def test_the_walk_starts_at_normal_noise():
     """A model that says 0 leaves the noise as it is."""
     noise = sample(Watched(), 400 * ["dog"], generator=seeded(0), image_shape=(3, 2, 2))
-    follows("a number of the noise", noise, normal(1))
+    follows_normal("a number of the noise", noise)
     unrelated("pixels of the noise", noise.flatten(1))
     unrelated("noises of two images", sample(
         Watched(), 20 * ["dog"], generator=seeded(1), image_shape=(3, 16, 16)

@@ -189,7 +189,6 @@ def test_digits():
     assert train.load_data("digits", 32)[0].shape == (1797, 1, 32, 32)
 
 
-@pytest.mark.spec("DATA-3")
 def test_cifar10_comes_from_torchvision(monkeypatch):
     pixels = np.arange(4 * 32 * 32 * 3, dtype=np.uint8).reshape(4, 32, 32, 3)
     cifar = SimpleNamespace(data=pixels, targets=[6, 9, 0, 5])
@@ -202,7 +201,6 @@ def test_cifar10_comes_from_torchvision(monkeypatch):
     assert labels.tolist() == [6, 9, 0, 5] and captions[5] == "a photo of a dog"
 
 
-@pytest.mark.spec("DATA-6")
 def test_a_folder_of_images(tmp_path):
     files = {
         "fire_truck/a.jpg": ((8, 8), "blue"),

@@ -101,6 +101,13 @@ def test_the_interface_has_the_signatures_of_the_code(name, said):
     assert said == arguments
 
 
+def test_a_marked_test_asks_for_no_wording():
+    for path in (ROOT / "tests").glob("test_[1-7]_*.py"):
+        for marked in re.split(r"^@pytest\.mark\.spec", path.read_text(), flags=re.M)[1:]:
+            body = re.split(r"\n\n\n", marked)[0]
+            assert "match=" not in body and "issubclass" not in body, f"{path.name}: {body}"
+
+
 def test_the_interface_has_every_name_that_a_statement_needs():
     """What marked tests take of the file that is judged: flowclip.NAME, of_train("NAME")."""
     said = {name for name, _ in signatures()} | {"parse_args"}  # of train.py's own recipe

@@ -10,7 +10,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.conftest import CHAPTERS, ROOT, lesson, pytest_collection_modifyitems, read_statements
+import flowclip
+from tests.conftest import (
+    CHAPTERS,
+    ROOT,
+    lesson,
+    load,
+    pytest_collection_modifyitems,
+    read_statements,
+)
 
 PAGE = (ROOT / "docs/README.md").read_text()
 SLIP = "math.sqrt(x.shape[-1])", "math.sqrt(q.shape[-1])"  # wrong, right: D_x in place of d_head
@@ -30,12 +38,12 @@ def runs(tmp_path_factory):
     blank = [sys.executable, "docs/blank.py", "ATTN"]
     emptied = subprocess.run(blank, cwd=ROOT, capture_output=True, text=True).stdout
     code = transcript()[2]
-    alone = f"import math\n\nimport torch\nfrom torch import nn\n\n\n{code.replace(*SLIP)}\n"
+    alone = f"import math\n\nimport torch\nfrom torch import nn\n\n\n{code}\n"
     files = {
         "blank": emptied,
-        "slip": f"{emptied}\nimport math\n\n\n{code}\n",
-        "written": f"{emptied}\nimport math\n\n\n{code.replace(*SLIP)}\n",
-        "alone": alone,
+        "slip": alone,
+        "written": f"{emptied}\n\n{code.replace(*SLIP)}\n",
+        "alone": alone.replace(*SLIP),
         "unfinished": "def half(:\n",
     }
     for name, text in files.items():
@@ -118,6 +126,14 @@ def test_the_longest_statement_and_a_long_error_stay_short():
     words = lesson(item, error).splitlines()
     assert len(words) < 15 and max(map(len, words)) <= 110, words
     assert any("where w = 1" in line for line in words)
+
+
+def test_a_file_may_take_the_rest_from_flowclip(tmp_path):
+    """And it replaces, in its own name alone, what it writes anew."""
+    (tmp_path / "mine.py").write_text("from flowclip import *\n\ndef patchify(*_): return 1\n")
+    judged = load(tmp_path / "mine.py")
+    assert judged.unpatchify is flowclip.unpatchify
+    assert judged.patchify() == 1 and flowclip.patchify is not judged.patchify
 
 
 def test_mistakes_of_the_command_line(runs):

@@ -4,9 +4,9 @@ import math
 
 import torch
 from hypothesis import given
-from pytest import approx
+from pytest import approx, raises
 
-from tests import oracles
+from tests import compare, oracles
 from tests import strategies as draw
 
 
@@ -76,3 +76,35 @@ def test_the_velocity_model_depends_on_everything():
     for i, other in enumerate([x + 1, t / 2, context + 1, ~mask]):
         changed = draw.Velocity()(*inputs[:i], other, *inputs[i + 1 :])
         assert (changed - v).abs().amax((1, 2, 3)).min() > 1e-4
+
+
+def test_a_comparison_names_the_first_place_that_differs():
+    with raises(AssertionError, match=r"^A\[1, 0\]: expected 3, found 3.5 \(2 of 4 differ\)$"):
+        compare.close("A", [[1.0, 2.0], [3.5, 5.0]], [[1.0, 2.0], [3.0, 4.0]])
+    with raises(AssertionError, match=r"^the loss: expected 1, found nan \(1 of 1 differ\)$"):
+        compare.close("the loss", math.nan, 1.0)
+    with raises(AssertionError, match=r"^A has shape \[2\], expected \[1, 2\]$"):
+        compare.close("A", [1, 2], [[1, 2]])
+    compare.close("A", torch.tensor([1.0 + 1e-6]).half(), [1])
+    with raises(AssertionError):
+        compare.equal("A", 1 + 1e-9, 1)
+
+
+def test_chance_passes_and_what_is_none_does_not():
+    g = torch.Generator().manual_seed(0)
+    normal, uniform = torch.randn(4000, 3, generator=g), torch.rand(4000, generator=g)
+    compare.follows_normal("x", normal)
+    compare.follows_uniform("x", 3 * uniform - 1, -1, 2)
+    compare.unrelated("x", normal)
+    compare.within_chance("x", normal.mean(), 0, 1 / math.sqrt(12_000))
+    same_moments = (uniform - 0.5) * math.sqrt(12)
+    for sample in (1.05 * normal, 0.95 * normal, normal + 0.1, same_moments):
+        with raises(AssertionError):
+            compare.follows_normal("x", sample)
+    with raises(AssertionError):
+        compare.follows_uniform("x", uniform**1.2, 0, 1)
+    mixed = normal + 0.15 * normal[:, :1]
+    with raises(AssertionError, match="0 and "):
+        compare.unrelated("x", mixed)
+    with raises(AssertionError):
+        compare.within_chance("x", normal.mean() + 0.1, 0, 1 / math.sqrt(12_000))
