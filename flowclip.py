@@ -285,7 +285,7 @@ class DiT(nn.Module):
         check_shape("xt", xt, "B", *self.image_shape)
         check_shape("t", t, len(xt))
         h_t = self.time_mlp(timestep_embedding(t, self.embed_dim))  # [B, 4 D_x] [TIME-3]
-        c = h_t + e_y  # [DIT-3] c = h_t, [DIT-4] or h_t + e(y)
+        c = h_t + e_y  # [DIT-3] c = e(t), [DIT-4] or e(t) + e(y)
         x = patchify(xt, self.patch_size)  # [B, N, p p C]
         x = self.patch_embed(x) + self.positions  # [B, N, D_x] [POS-2]
         for block in self.blocks:
@@ -299,7 +299,7 @@ class DiT(nn.Module):
 
 
 class ConditionalDiT(DiT):
-    """Adds a class: c = h_t + e(y), label `num_classes` meaning none. 12,379,440 parameters."""
+    """Adds a class: c = e(t) + e(y), label `num_classes` meaning none. 12,379,440 parameters."""
     def __init__(self, *args, num_classes=10, **kwargs):
         super().__init__(*args, **kwargs)
         self.label_embedding = nn.Embedding(num_classes + 1, 4 * self.embed_dim)
@@ -385,7 +385,7 @@ def cfg_velocity(model, x, t, context, mask, null_context, null_mask, cfg_scale)
     masks = torch.cat([mask, null_mask])
     v = model(torch.cat([x, x]), torch.cat([t, t]), contexts, masks)  # [2 B, C, H, W] [CFG-3]
     v_cond, v_uncond = v.to(x.dtype).chunk(2)
-    return v_uncond + cfg_scale * (v_cond - v_uncond)  # [CFG-1]
+    return v_uncond + cfg_scale * (v_cond - v_uncond)  # [CFG-1] [CFG-5] where exact, a climb
 
 
 # ---- 6. The training objective (docs/6-objective.md): flow matching ------------------------------
@@ -404,7 +404,7 @@ def flow_matching_loss(model, x0, context, mask, *, x1=None, t=None):
     t = torch.rand(len(x0), device=x0.device) if t is None else t  # [FLOW-4] U[0, 1], each its own
     xt, v = interpolate(x0, x1, t)
     error = model(xt, t, context, mask).float() - v
-    return error.square().mean()  # [FLOW-3] least where the model says E[v | xt] [FLOW-5]
+    return error.square().mean()  # [FLOW-3] least where the model says E[v | xt] [FLOW-5] [FLOW-6]
 
 
 # ---- 7. Sampling (docs/7-sampling.md): walk the path back, from noise to image -------------------

@@ -1,7 +1,7 @@
 """The pictures of the chapters: python docs/figures.py NAME ... --checkpoint PATH
 
-A function a figure. Each writes docs/NAME.png from one checkpoint; `cosines`, `sinusoids` and
-`growth` need none.
+A function a figure. Each writes docs/NAME.png from one checkpoint; `idea`, `cosines`, `sinusoids`
+and `growth` need none.
 """
 
 import argparse
@@ -83,6 +83,38 @@ def grid(rows, columns, width=1.1, height=1.25, left=1.0):
 def name_rows(axes, names):
     for axis, name in zip(axes[:, 0], names):
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+
+
+# ---- The idea ----
+def two_dots(x, t):
+    """E[v | x_t] of images that are a single number, -1 or 1, each as often: (x_t - E[x_0]) / t."""
+    return (x - torch.tanh((1 - t) * x / t**2)) / t
+
+
+def idea(_):
+    """Two dots and a Gaussian: lines that cross, mean paths that do not, one step and four."""
+    noise = torch.special.ndtri((torch.arange(24) + 0.5) / 24)  # evenly through a Gaussian
+    figure = Figure(figsize=(11, 3), dpi=110, layout="constrained")
+    axes = figure.subplots(1, 4, sharey=True)
+    for start, dot in zip(noise, torch.tensor([-1.0, 1.0]).repeat(12)):
+        axes[0].plot([1, 0], [start, dot], "C0" if dot < 0 else "C1", linewidth=0.8)
+    for axis, steps in zip(axes[1:], (200, 1, 4)):
+        times, states = [1], [noise]
+
+        def keep(n, t, x, times=times, states=states):
+            times.append(t)
+            states.append(x)
+
+        flowclip.integrate(two_dots, noise, steps, callback=keep)
+        for path in torch.stack(states).T:
+            style = ("C0" if path[0] < 0 else "C1") + ("." if steps < 9 else "") + "-"
+            axis.plot(times, path, style, linewidth=0.8)
+    titles = "training: lines that cross", "the mean velocity", "one Euler step", "four Euler steps"
+    for axis, title in zip(axes, titles):
+        axis.plot([0, 0], [-1, 1], "ko", clip_on=False)
+        axis.set(title=title, xlabel="t", xlim=(1, 0))
+    axes[0].set_ylabel("$x_t$")
+    return figure
 
 
 # ---- Chapter 1 ----
@@ -431,8 +463,8 @@ def growth(_):
 FIGURES = {
     figure.__name__: figure
     for figure in (
-        cosines, attention_in_time, sinusoids, data, lines, sweep, guidance, losses, path, solvers,
-        prompts, compositions, sentences, held_out, words, growth,
+        idea, cosines, attention_in_time, sinusoids, data, lines, sweep, guidance, losses, path,
+        solvers, prompts, compositions, sentences, held_out, words, growth,
     )
 }  # fmt: skip
 
@@ -442,7 +474,7 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     artist = None
     for name in args.names:
-        if artist is None and name not in ("cosines", "sinusoids", "growth"):
+        if artist is None and name not in ("idea", "cosines", "sinusoids", "growth"):
             artist = Artist(args.checkpoint)
         figure = FIGURES[name](artist)
         figure.savefig(args.out / f"{name}.png")

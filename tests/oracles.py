@@ -28,9 +28,9 @@ def clip_loss(images, texts, temperature):
 
 
 def sinusoids(u, d):
-    """[cos(u w_0), ..., sin(u w_0), ...], w_k = 10000^(-k / (d / 2)): chapter 3."""
-    w = [10_000 ** (-k / (d // 2)) for k in range(d // 2)]
-    return [math.cos(u * f) for f in w] + [math.sin(u * f) for f in w]
+    """[cos(u f_0), ..., sin(u f_0), ...], f_i = 10000^(-i / (d / 2)): chapter 3."""
+    frequencies = [10_000 ** (-i / (d // 2)) for i in range(d // 2)]
+    return [math.cos(u * f) for f in frequencies] + [math.sin(u * f) for f in frequencies]
 
 
 def positions(dim, grid):
@@ -108,6 +108,37 @@ def gaussian_velocity(m, s, t):
     """E[v | x_t] = intercept + slope x_t for x_0 ~ N(m, s^2): chapter 6 -> (intercept, slope)."""
     k = (t - (1 - t) * s**2) / ((1 - t) ** 2 * s**2 + t**2)
     return -m - k * (1 - t) * m, k
+
+
+def gaussian_density(m, s, t, x):
+    """P_t(x), the density of x_t, for x_0 ~ N(m, s^2)."""
+    centre, variance = (1 - t) * m, (1 - t) ** 2 * s**2 + t**2
+    return math.exp(-((x - centre) ** 2) / (2 * variance)) / math.sqrt(2 * math.pi * variance)
+
+
+def two_texts(mine, other, share, t, x):
+    """Images of two texts, each a Gaussian (mean, deviation); `share` of all have mine: chapter 5.
+
+    -> E[v | x_t, mine], E[v | x_t], and the gradient of log P_t(mine | x_t) by x_t.
+    """
+    a, b = share * gaussian_density(*mine, t, x), (1 - share) * gaussian_density(*other, t, x)
+    sure = a / (a + b)
+    v_mine, v_other = (
+        intercept + slope * x
+        for intercept, slope in (gaussian_velocity(*g, t) for g in (mine, other))
+    )
+    pulls = [  # of log density by x
+        -(x - (1 - t) * m) / ((1 - t) ** 2 * s**2 + t**2) for m, s in (mine, other)
+    ]
+    return v_mine, sure * v_mine + (1 - sure) * v_other, (1 - sure) * (pulls[0] - pulls[1])
+
+
+def mean_velocity(x, t, images):
+    """[FLOW-6] of one x_t, a list of numbers, and a finite list of images."""
+    far = [sum((b - (1 - t) * a) ** 2 for a, b in zip(image, x)) / (2 * t**2) for image in images]
+    shares = [math.exp(min(far) - f) for f in far]
+    mean = [sum(a * u for a, u in zip(shares, column)) / sum(shares) for column in zip(*images)]
+    return [(b - a) / t for a, b in zip(mean, x)]
 
 
 def solve(velocity, x, N, solver):

@@ -1,11 +1,14 @@
 """Chapter 5: leaving the text out, and exaggerating it."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 import flowclip
+from tests import oracles
 from tests import strategies as draw
 from tests.compare import close, equal
 
@@ -87,7 +90,41 @@ def test_one_scale_a_sample(s, data):
     assert model.calls == [2 * s.B], f"passes of {model.calls} samples, expected [{2 * s.B}]"
 
 
+@pytest.mark.spec("CFG-5")
+@given(
+    st.tuples(st.floats(-2, 2), st.floats(0.3, 2)), st.tuples(st.floats(-2, 2), st.floats(0.3, 2)),
+    st.floats(0.1, 0.9), st.floats(0.05, 0.95), st.floats(-3, 3), draw.scales,
+)  # fmt: skip
+@example((1.0, 0.5), (-1.0, 0.5), 0.5, 0.5, 0.2, 3.0)
+@example((1.0, 0.5), (-1.0, 1.5), 0.2, 0.7, -1.0, 1.0)
+def test_guidance_climbs_to_where_the_text_is_likely(mine, other, share, t, x, w):
+    """An exact model of two texts, each a Gaussian: both sides have closed forms."""
+    v_mine, v_all, gradient = oracles.two_texts(mine, other, share, t, x)
+
+    def exact(xt, t, context, mask):
+        return torch.where(context[:, :, :, None] == 1, v_mine, v_all).to(xt)
+
+    text, null, mask = torch.ones(1, 1, 1), torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=bool)
+    xt = torch.full((1, 1, 1, 1), x).double()
+    times = torch.full((1,), t).double()
+    v = flowclip.cfg_velocity(exact, xt, times, text, mask, null, mask, w)
+    expected = v_all - w * t / (1 - t) * gradient
+    close("v", v.flatten(), [expected], atol=1e-6, rtol=1e-6)
+
+
 # ---- Beyond the statements ----
+def test_the_gradient_of_the_oracle_is_that_of_its_density():
+    """By a difference: log P_t(mine | x_t) itself, a little to the right and to the left."""
+    mine, other, share, t, x, step = (1.0, 0.5), (-0.5, 1.5), 0.3, 0.4, 0.2, 1e-4
+
+    def log_sure(x):
+        a = share * oracles.gaussian_density(*mine, t, x)
+        return math.log(a / (a + (1 - share) * oracles.gaussian_density(*other, t, x)))
+
+    found = (log_sure(x + step) - log_sure(x - step)) / (2 * step)
+    close("the gradient", oracles.two_texts(mine, other, share, t, x)[2], found, atol=1e-6)
+
+
 def test_whole_numbers_as_scales_of_the_samples():
     args = both(draw.Texts(3, 4, 2, 1))[0]
     v, whole = (flowclip.cfg_velocity(draw.Velocity(), *args, torch.arange(3).to(d))

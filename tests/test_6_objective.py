@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -123,6 +123,35 @@ def test_the_gaussian_closed_form_has_the_least_loss(t, m, s):
                 f"E[v | x_t] = {best[0]:.3f} + {best[1]:.3f} x_t has the loss {least:.5f}; "
                 f"{other[0]:.3f} + {other[1]:.3f} x_t has less, {loss(*other):.5f}"
             )
+
+
+places = st.tuples(st.integers(-2, 2), st.integers(-2, 2))
+
+
+@pytest.mark.spec("FLOW-6")
+@settings(max_examples=6)
+@given(st.lists(places, min_size=2, max_size=3, unique=True), draw.seeds)
+def test_of_few_images_the_softmax_over_them_has_the_least_loss(images, seed):
+    """Images of two pixels; other velocities forget one of them, move all, or pull to a side."""
+    g, n = torch.Generator().manual_seed(seed), 100 * len(images)
+    x0, x1 = torch.tensor(images).double().repeat(100, 1), torch.randn(n, 2, generator=g).double()
+    t = 0.1 + 0.8 * torch.rand(n, generator=g).double()
+
+    def loss(images, pull=0.0):
+        def model(xt, t, context, mask):
+            asked = zip(xt.tolist(), t.tolist())
+            return torch.tensor([oracles.mean_velocity(*one, images) for one in asked]) + pull
+
+        return flowclip.flow_matching_loss(model, x0, None, None, x1=x1, t=t).item()
+
+    least = loss(images)
+    for name, other in {
+        "one image forgotten": loss(images[1:]),
+        "all images moved": loss([(a + 0.2, b + 0.2) for a, b in images]),
+        "a pull to one side": loss(images, 0.3),
+        "a pull to the other": loss(images, -0.3),
+    }.items():
+        assert least < other, f"the softmax has the loss {least:.5f}, with {name} {other:.5f}"
 
 
 # ---- The training step: train.py, or the trainer of another file ----

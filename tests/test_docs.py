@@ -18,7 +18,7 @@ import tyro
 import flowclip
 import sample
 import train
-from tests import ablate, benchmark, clip, compose, judge, shapes, ways
+from tests import ablate, benchmark, clip, compose, exact, judge, shapes, ways
 from tests import strategies as draw
 from tests.conftest import CHAPTERS, NAME, ROOT, read_statements
 
@@ -166,6 +166,7 @@ PARSERS = {
     "tests/compose.py": compose.parse_args,
     "tests/clip.py": clip.parse_args,
     "tests/ways.py": ways.parse_args,
+    "tests/exact.py": exact.parse_args,
     "docs/page.py": argparse.ArgumentParser().parse_args,
     "docs/links.py": argparse.ArgumentParser().parse_args,
     "docs/blank.py": lambda: runpy.run_path(str(ROOT / "docs/blank.py"))["blank"](sys.argv[1]),

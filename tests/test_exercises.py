@@ -1,55 +1,95 @@
-"""The exercises of the chapters: each change is made, and what fails is what the answer says."""
+"""The exercises of the chapters, held to their answers.
 
+Break: the change is made, and what fails is what the answer says. Predict: the code prints what the
+answer says. Write: the answer's code, in place of flowclip.py's own, holds its part of the spec.
+"""
+
+import contextlib
+import io
 import os
 import re
 import subprocess
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from tests.conftest import CHAPTERS, NAME, ROOT
 
 CODE = (ROOT / "flowclip.py").read_text()
+KINDS = "Break", "Derive", "Predict", "Write"
 
 
-def read_exercises():
+def exercises(path):
+    """{kind: (the question, the answer)} of a chapter."""
+    section = path.read_text().split("## Exercises\n")[1].split("\nSource")[0]
+    found = {}
+    for part in re.split(r"^\d\. ", section, flags=re.M)[1:]:
+        question, answer = part.split("<details><summary>Answer</summary>")
+        found[re.match(r"\*\*(\w+)\*\*", part)[1]] = question, answer
+    return found
+
+
+def block(text):
+    """The indented lines of a question or an answer."""
+    lines = [line for line in text.splitlines() if line.startswith(7 * " ") or not line]
+    return textwrap.dedent("\n".join(lines)).strip()
+
+
+def spec_of(text):
+    return re.findall(r"`pytest --impl=mine.py --spec (\w+)`", " ".join(text.split()))[-1]
+
+
+def breaks():
     """-> new code, old code, --spec and the answer's statements of each that changes a line."""
     for path in CHAPTERS:
-        text = path.read_text().split("## Exercises\n")[1].split("\nSource")[0]
-        for exercise in map(" ".join, map(str.split, re.split(r"\n(?=\d\. )", text)[1:])):
-            change = re.search(r"put `([^`]+)` in place of `([^`]+)`", exercise)
-            if change:
-                part = re.search(r"`pytest --impl=mine.py --spec (\w+)`", exercise)[1]
-                answer = re.search(r"Answer</summary>([^.<]*)", exercise)[1]
-                yield pytest.param(
-                    *change.groups(),
-                    part,
-                    set(re.findall(NAME, answer)),
-                    id=f"{path.stem}-{exercise[0]}",
-                )
+        question, answer = exercises(path)["Break"]
+        change = re.search(
+            r"put `([^`]+)` in place of `([^`]+)`", " ".join(question.split())
+        ).groups()
+        statements = set(re.findall(NAME, answer.split(".")[0]))
+        yield pytest.param(*change, spec_of(question), statements, id=path.stem)
 
 
-EXERCISES = list(read_exercises())
-
-
-def test_each_chapter_has_two_exercises_or_three():
+def answers_in_code():
+    """-> a whole file, in which the code of the answer is the last word, and --spec."""
     for path in CHAPTERS:
-        text = path.read_text().split("## Exercises\n")[1]
-        assert 2 <= text.count("<summary>Answer</summary>") <= 3 and "pytest" in text, path.name
+        question, answer = exercises(path)["Write"]
+        yield pytest.param(f"{CODE}\n\n{block(answer)}\n", spec_of(question + answer), id=path.stem)
 
 
-@pytest.mark.parametrize("new, old, part, answer", EXERCISES)
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_each_chapter_has_an_exercise_of_each_kind(path):
+    assert tuple(exercises(path)) == KINDS
+    question, answer = exercises(path)["Write"]
+    assert "python docs/blank.py" in question and block(answer), path.name
+
+
+@pytest.mark.parametrize("new, old, part, answer", breaks())
 def test_what_an_exercise_changes_is_there(new, old, part, answer):
     assert CODE.count(old) == 1 and answer, old
 
 
-def what_fails(exercise, mine):
-    """-> (the statements that fail when its change is made in the file `mine`, pytest's output)."""
-    mine.write_text(CODE.replace(exercise["old"], exercise["new"]))
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore:this CLIP text tower")
+def test_what_is_predicted_is_what_is_printed(path):
+    question, answer = exercises(path)["Predict"]
+    torch.manual_seed(0)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(block(question), path.name, "exec"), {})
+    assert said.getvalue().strip() == block(answer)
+
+
+def judged(job):
+    """-> (the statements of its part that fail when this code is judged, pytest's output)."""
+    code, part, mine = job
+    mine.write_text(code)
     chapters = sorted(map(str, (ROOT / "tests").glob("test_[1-7]_*.py")))
     run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--impl={mine}"]
-    run += ["--spec", exercise["part"], *chapters]
+    run += ["--spec", part, *chapters]
     env = os.environ | {"HYPOTHESIS_PROFILE": "brief", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True)
     return {
@@ -59,19 +99,26 @@ def what_fails(exercise, mine):
 
 @pytest.fixture(scope="module")
 def verdicts(request, tmp_path_factory):
-    """{new code: what fails} of the exercises that are asked for, one a core at a time."""
-    asked = [
-        item.callspec.params for item in request.session.items if "verdicts" in item.fixturenames
-    ]
-    files = [tmp_path_factory.mktemp("exercise") / "mine.py" for _ in asked]
+    """{code: what fails} of the exercises that are asked for, one a core at a time."""
+    jobs = []
+    for item in request.session.items:
+        if "verdicts" in item.fixturenames:
+            asked = item.callspec.params
+            code = asked.get("code") or CODE.replace(asked["old"], asked["new"])
+            jobs.append((code, asked["part"], tmp_path_factory.mktemp("exercise") / "mine.py"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(
-            zip((exercise["new"] for exercise in asked), pool.map(what_fails, asked, files))
-        )
+        return dict(zip((code for code, _, _ in jobs), pool.map(judged, jobs)))
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("new, old, part, answer", EXERCISES)
+@pytest.mark.parametrize("new, old, part, answer", breaks())
 def test_what_fails_is_what_the_answer_says(new, old, part, answer, verdicts):
-    failed, output = verdicts[new]
+    failed, output = verdicts[CODE.replace(old, new)]
     assert failed == answer, output[-2000:]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("code, part", answers_in_code())
+def test_what_an_answer_writes_holds_its_part(code, part, verdicts):
+    failed, output = verdicts[code]
+    assert not failed and " passed" in output, output[-2000:]

@@ -3,8 +3,8 @@
 Three ways to say what shall be drawn, on the pictures of tests/shapes.py, with the same backbone,
 the same pictures, steps and seeds:
 
-    class   ConditionalDiT, c = h_t + e(y), a class for each caption of the training
-    pooled  DiT with c = h_t + MLP(Z at the EOS token): the sentence as one vector
+    class   ConditionalDiT, c = e(t) + e(y), a class for each caption of the training
+    pooled  DiT with c = e(t) + MLP(Z at the EOS token): the sentence as one vector
     tokens  TextConditionalDiT: cross-attention to all of Z
 
 Each is trained by train.py's trainer and judged by its pixels, as tests/compose.py does. Rows are
