@@ -41,7 +41,7 @@ class Config:
     demo: bool = False  # a preset: real digits, a small model, no download, under two minutes
 
     # What is learned from
-    data: str = "cifar10"  # cifar10, digits, or DIR: one sub-folder of images per class
+    data: str = "cifar10"  # cifar10, cifar100, mnist, fashion-mnist, digits, or a folder
     img_size: int = 0  # pixels per side; 0: as the data are
     clip: str = "ViT-B-32-quickgelu"  # the text encoder, a model of open_clip
     clip_weights: str = "openai"  # its weights: openai, PATH, or untrained
