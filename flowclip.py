@@ -29,7 +29,6 @@ import warnings
 import zipfile
 from pathlib import Path
 
-import huggingface_hub
 import open_clip
 import torch
 from einops import einsum, rearrange, repeat
@@ -376,6 +375,7 @@ def cfg_velocity(model, x, t, context, mask, null_context, null_mask, cfg_scale)
     null_context = null_context.expand_as(context)
     null_mask = null_mask.expand_as(mask)
     if torch.is_tensor(cfg_scale):
+        check_shape("cfg_scale", cfg_scale, len(x))
         cfg_scale = rearrange(cfg_scale.to(x), "b -> b 1 1 1")  # [CFG-4]
     elif cfg_scale == 1:
         return model(x, t, context, mask)  # [CFG-2] one pass
@@ -476,7 +476,7 @@ def check_divisible(name, value, divisor):
     if value % divisor:
         raise ValueError(
             f"{name} is {value}, expected a multiple of {divisor}, as "
-            f"{value // divisor * divisor or divisor} or {value // divisor * divisor + divisor}"
+            f"{max(value // divisor, 1) * divisor} or {max(value // divisor + 1, 2) * divisor}"
         )
 
 
@@ -534,10 +534,6 @@ def download_weights(model_name, tag, quick_gelu):
     source = open_clip.get_pretrained_cfg(model_name, tag)
     if source.get("quick_gelu", False) != quick_gelu:  # [CLIP-10]
         raise ValueError(f"{tag!r} has another activation than {model_name}; see its -quickgelu")
-    try:  # where the hub does not answer, look at the cache alone: its own retries take a minute
-        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
-    except Exception:
-        huggingface_hub.constants.HF_HUB_OFFLINE = True  # for the rest of this process
     try:
         return open_clip.download_pretrained(source)
     except Exception:
@@ -553,9 +549,9 @@ def save_checkpoint(path, model, meta, training=None):
     It is written beside `path`, to the disk, read back and renamed. OSError leaves what was there.
     """
     part = Path(f"{path}.part")
-    meta = json.loads(json.dumps(meta, default=lambda number: number.item()))  # none of NumPy's
-    content = {"model": model.state_dict(), "meta": meta, "training": training}
     try:
+        meta = json.loads(json.dumps(meta, default=lambda number: number.item()))  # none of NumPy's
+        content = {"model": model.state_dict(), "meta": meta, "training": training}
         with open(part, "wb") as file:
             torch.save(content, file)
             file.flush()
@@ -615,7 +611,8 @@ def save_picture(path, images, columns, titles=(), rows=()):
 
 def run_script(main):
     """Run `main`: a mistake of its user ends in one line on stderr and status 2."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # a name never ends a run by being printed
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(errors="backslashreplace")  # printing a name never ends a run
     warnings.showwarning = lambda message, *_: print(f"note: {message}")
     try:
         main()

@@ -164,9 +164,9 @@ def load_folder(folder, img_size, patch_size):
             elif ending in (".txt", ".caption"):
                 texts[path.with_suffix("")] = path.read_text("utf-8-sig").strip()
             elif path.name in ("metadata.jsonl", "metadata.csv"):
-                lines = path.read_text("utf-8-sig").splitlines()
+                lines = path.open(encoding="utf-8-sig")  # noqa: SIM115 read to its end
                 rows = csv.DictReader(lines) if ending == ".csv" else map(json.loads, lines)
-                texts |= {path.parent / row["file_name"]: row["text"] for row in rows}
+                texts |= {path.parent / row["file_name"]: row["text"].strip() for row in rows}
             else:
                 others.append(ending)
         named = flowclip.make_captions(
@@ -424,7 +424,7 @@ class TextConditionalTrainer:
 
 # ---- The run -------------------------------------------------------------------------------------
 def draw_pictures(out, trainer, captions):
-    """loss.png, the losses of metrics.csv; samples.png, an image of 20 captions each at w = 3."""
+    """loss.png: the losses of metrics.csv. samples.png: the first 20 captions at w = 3."""
     table = np.genfromtxt(trainer.rows, delimiter=",", names=True)
     axes = Figure().subplots()
     axes.plot(table["step"], table["loss"])

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def chapter_of(part):
-    """ATTN, or ATTN-3 -> the number of the chapter that has such statements, and its name."""
+    """ATTN, or ATTN-3 -> the number of the chapter that has such statements."""
     for path in sorted((ROOT / "docs").glob("[1-7]-*.md")):
         if re.search(rf"^- \*\*\[{part.split('-')[0]}-\d+\]", path.read_text(), re.M):
             return int(path.name[0])

@@ -317,7 +317,7 @@ def command(monkeypatch, capsys, tmp_path, small_encoder):
         return build(name, pretrained, device)
 
     monkeypatch.setattr(flowclip, "CLIPTextEncoder", at_hand)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in {1, 2, 15}}
 
     def run(module, *argv):
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, argv)])

@@ -332,18 +332,13 @@ def test_golden_vectors_of_the_real_weights(monkeypatch):
     close("the cosine to the null text", cosine, [0.653], atol=1e-3)
 
 
-def test_a_failed_download_is_quick_and_says_what_is_missing(monkeypatch):
+def test_a_failed_download_says_what_is_missing(monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("no network in this test")
 
-    monkeypatch.setattr(huggingface_hub, "get_session", refuse)
-    seen, constants = [], huggingface_hub.constants
-    cache = lambda source: seen.append(constants.HF_HUB_OFFLINE) or refuse()  # noqa: E731
-    monkeypatch.setattr(open_clip, "download_pretrained", cache)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(open_clip, "download_pretrained", refuse)
     with pytest.raises(ConnectionError, match="'openai' of ViT-B-32-quickgelu"):
         flowclip.CLIPTextEncoder()
-    assert seen == [True], "without a network the cache alone is asked"
     with pytest.raises(ConnectionError, match="'laion2b_s34b_b79k' of ViT-B-32"):
         flowclip.CLIPTextEncoder("ViT-B-32", "laion2b_s34b_b79k")  # no QuickGELU on either side
 
@@ -352,20 +347,13 @@ def test_a_download_is_loaded(encoder, monkeypatch, tmp_path):
     torch.save(encoder.tower.state_dict(), tmp_path / "download.pt")
     asked = []
 
-    class Session:
-        def head(self, *args, **given):
-            asked.append((args, given))
-
     def download(cfg):
-        asked.append((cfg["hf_hub"], huggingface_hub.constants.HF_HUB_OFFLINE))
+        asked.append(cfg["hf_hub"])
         return tmp_path / "download.pt"
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub, "get_session", Session)
     monkeypatch.setattr(open_clip, "download_pretrained", download)
     loaded = flowclip.CLIPTextEncoder()
-    hub = ((huggingface_hub.constants.ENDPOINT,), {"timeout": 10})
-    assert asked == [hub, ("timm/vit_base_patch32_clip_224.openai/", False)]
+    assert asked == ["timm/vit_base_patch32_clip_224.openai/"]
     assert torch.equal(loaded.encode("a red car"), encoder.encode("a red car"))
 
 

@@ -265,3 +265,12 @@ def test_data_sets_by_their_name(monkeypatch, name):
     assert captions[labels[0]] == caption and len(captions) == len(classes)
     if name == "mnist":
         assert captions == train.load_data("digits")[2] and captions[1] == "a photo of a one"
+
+
+def test_metadata_may_have_any_character_but_must_be_text(tmp_path):
+    write(tmp_path / "a/0.png")
+    write(tmp_path / "a/metadata.jsonl", '{"file_name": "0.png", "text": " one\u2028two "}\n')
+    assert captions_of(tmp_path) == ["one\u2028two"]
+    write(tmp_path / "a/metadata.jsonl", '{"file_name": "0.png", "text": null}\n')
+    with pytest.raises(ValueError, match="metadata.jsonl"):
+        captions_of(tmp_path)

@@ -243,9 +243,7 @@ def test_no_network_ends_in_one_line(command, monkeypatch, tmp_path):
     def refuse(*args, **given):
         raise urllib.error.URLError("no network in this test")
 
-    monkeypatch.setattr(flowclip.huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # to restore
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", refuse)
-    monkeypatch.setattr(flowclip.huggingface_hub, "get_session", refuse)
     monkeypatch.setattr(flowclip.open_clip, "download_pretrained", refuse)
     one_line(command(train), "could not download cifar10", "--data digits", "--data DIR")
     one_line(command(train, "--data", "digits"), "could not download 'openai'", "'untrained'")

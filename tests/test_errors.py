@@ -62,6 +62,8 @@ CASES = [
      "labels are [-1], expected 0 to 9"),
     (lambda: flowclip.drop_text(Z, mask, null, null_mask, yes(2)),
      "drop has shape [2], expected [3]"),
+    (lambda: guide(null, ones(2)),
+     "cfg_scale has shape [2], expected [3]"),
     (lambda: flowclip.interpolate(ones(2, 3), ones(2, 4), t),
      "x1 has shape [2, 4], expected [2, 3]"),
     (lambda: flowclip.interpolate(ones(2, 3), ones(2, 3), ones(3)),

@@ -33,11 +33,14 @@ WAYS = ("class", "pooled", "tokens")
 
 # ---- The ways: each gives the trainer an encoder, (prompts) -> context, mask, and a model of these
 class Labels(nn.Module):
-    """A caption is a number, given as context [B, 1, 1]; the null text is one more."""
+    """A caption is a number from 1 on, given as context [B, 1, 1]; the null text is one more.
+
+    Not from 0, as a vector of zeros is padding to the trainer.
+    """
 
     def __init__(self, captions):
         super().__init__()
-        self.label = {caption: k for k, caption in enumerate([*captions, ""])}
+        self.label = {caption: k for k, caption in enumerate([*captions, ""], 1)}
 
     def forward(self, prompts):
         labels = torch.tensor([self.label[prompt] for prompt in prompts])
@@ -46,7 +49,7 @@ class Labels(nn.Module):
 
 class ByClass(flowclip.ConditionalDiT):
     def forward(self, xt, t, context, mask):
-        return super().forward(xt, t, context[:, 0, 0].long())
+        return super().forward(xt, t, context[:, 0, 0].long() - 1)
 
 
 class Pooled(nn.Module):
