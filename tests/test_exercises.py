@@ -67,7 +67,7 @@ def test_each_chapter_has_an_exercise_of_each_kind(path):
     assert "python docs/blank.py" in question and block(answer), path.name
 
 
-@pytest.mark.parametrize("new, old, part, answer", breaks())
+@pytest.mark.parametrize("new, old, part, answer", list(breaks()))
 def test_what_an_exercise_changes_is_there(new, old, part, answer):
     assert CODE.count(old) == 1 and answer, old
 
@@ -111,14 +111,14 @@ def verdicts(request, tmp_path_factory):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("new, old, part, answer", breaks())
+@pytest.mark.parametrize("new, old, part, answer", list(breaks()))
 def test_what_fails_is_what_the_answer_says(new, old, part, answer, verdicts):
     failed, output = verdicts[CODE.replace(old, new)]
     assert failed == answer, output[-2000:]
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("code, part", answers_in_code())
+@pytest.mark.parametrize("code, part", list(answers_in_code()))
 def test_what_an_answer_writes_holds_its_part(code, part, verdicts):
     failed, output = verdicts[code]
     assert not failed and " passed" in output, output[-2000:]
