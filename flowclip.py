@@ -108,11 +108,11 @@ class CLIPTextEncoder(nn.Module):
 
 
 def clip_loss(image_vectors, text_vectors, temperature):
-    """What CLIP was trained on: each of N images finds its text, and each text its image.
+    """What CLIP was trained on: each of B images finds its text, and each text its image.
 
-    image_vectors [N, D], text_vectors [N, D], row n of both a pair -> the loss, a scalar.
+    image_vectors [B, D], text_vectors [B, D], row n of both a pair -> the loss, a scalar.
     """
-    logits = normalize(image_vectors) @ normalize(text_vectors).T / temperature  # [N, N]
+    logits = normalize(image_vectors) @ normalize(text_vectors).T / temperature  # [B, B]
     pairs = torch.arange(len(logits), device=logits.device)  # the right ones: the diagonal
     return (cross_entropy(logits, pairs) + cross_entropy(logits.T, pairs)) / 2  # [CLIP-15]
 
