@@ -6,7 +6,6 @@ added to compose.csv in the run folder. --real judges real pictures instead: the
 """
 
 import argparse
-import csv
 import math
 import sys
 import time
@@ -20,7 +19,7 @@ from einops import rearrange, reduce
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import flowclip
 import sample
-from tests import shapes
+from tests import judge, shapes
 
 
 def choose(captions, count, rand):
@@ -141,13 +140,7 @@ def main():
             print(line(kind, f"{w:g}", *row), flush=True)
             row = {"step": meta["step"], "kind": kind, "cfg": w, "n": args.n, "seed": args.seed}
             row |= {name: table.get(name, ("",))[0] for name in shapes.SCORES}
-            path = args.checkpoint.with_name("compose.csv")
-            new = not path.exists()
-            with open(path, "a", newline="") as file:
-                writer = csv.DictWriter(file, row)
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
+            judge.add_row(args.checkpoint.with_name("compose.csv"), row)
     print(f"{time.perf_counter() - begin:.0f} s")
 
 

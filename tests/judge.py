@@ -184,6 +184,16 @@ class Court:
         }
 
 
+def add_row(path, row):
+    """Add {column: value} to a csv file, below a header that the first row writes."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -214,12 +224,7 @@ def main():
                 f"{row['seconds']:.0f} s",
                 flush=True,
             )
-            new = not table.exists()
-            with open(table, "a", newline="") as file:
-                writer = csv.DictWriter(file, row)
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
+            add_row(table, row)
             if row["kept"] < args.at_least:
                 sys.exit(1)
 

@@ -683,3 +683,10 @@ def test_many_samples_hold_no_more_than_few(make_model):
     before = held()
     sample_often(100)
     assert_holds_no_more(before)
+
+
+def test_a_notebook_prints_into_what_is_no_terminal():
+    said = io.StringIO()  # it has no `reconfigure`
+    with contextlib.redirect_stdout(said):
+        flowclip.run_script(lambda: print("made"))
+    assert said.getvalue() == "made\n"

@@ -13,7 +13,6 @@ read a text tower that was trained.
 """
 
 import argparse
-import csv
 import sys
 import time
 import warnings
@@ -26,7 +25,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import flowclip
 import train
-from tests import compose, shapes
+from tests import compose, judge, shapes
 
 WAYS = ("class", "pooled", "tokens")
 
@@ -149,7 +148,6 @@ def main():
         warnings.simplefilter("ignore")  # that the tower is untrained
         encoder = flowclip.CLIPTextEncoder(args.clip, args.clip_weights)
     args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "ways.csv"
     print(compose.line("way", "text weights", "captions", *shapes.SCORES))
     print(compose.line(*["---"] * (3 + len(shapes.SCORES))))
     for way in args.way:
@@ -159,12 +157,7 @@ def main():
             print(compose.line(way, args.clip_weights, kind, *cells), flush=True)
             row = vars(args) | {"way": way} | numbers | {"kind": kind}
             row |= {name: scores.get(name, ("",))[0] for name in shapes.SCORES}
-            new = not path.exists()
-            with path.open("a", newline="") as file:
-                writer = csv.DictWriter(file, row)
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
+            judge.add_row(args.out / "ways.csv", row)
         print(", ".join(f"{name} {number:,.4g}" for name, number in numbers.items()), flush=True)
 
 
