@@ -23,6 +23,7 @@ the line that implements it. What is not an equation comes last, under "Plumbing
 import json
 import math
 import os
+import re
 import sys
 import textwrap
 import warnings
@@ -50,9 +51,9 @@ class CLIPTextEncoder(nn.Module):
     """The frozen text half of CLIP (Radford et al. 2021).
 
     model_name: open_clip's; OpenAI's weights need QuickGELU [CLIP-10].
-    pretrained: a tag of open_clip, downloaded once; or the path of a file; or "untrained", random
-    weights from a fixed seed, which tell prompts apart but know no meaning.
-    ValueError for weights that do not fit, ConnectionError where a download fails.
+    pretrained: a tag of open_clip, downloaded once; or the path of a file, open_clip's or that of
+    Hugging Face's transformers; or "untrained", random weights from a fixed seed, which tell
+    prompts apart but know no meaning. ValueError for weights that do not fit, or are not there.
     """
     def __init__(self, model_name="ViT-B-32-quickgelu", pretrained="openai", device=None):
         super().__init__()
@@ -152,7 +153,7 @@ class CrossAttention(nn.Module):
         if mask is None:
             return scores.softmax(dim=-1)
         hidden = rearrange(~mask, "b m -> b 1 1 m")
-        A = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(dim=-1)
+        A = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
         return A.masked_fill(hidden, 0)  # [ATTN-4] [ATTN-5] nothing to read: zeros, not NaN
 
     def forward(self, x, context, mask=None):
@@ -282,7 +283,6 @@ class DiT(nn.Module):
     def backbone(self, xt, t, e_y=0, context=None, mask=None):
         """xt [B, C, H, W], t [B] -> v [B, C, H, W]; each image goes its own way [DIT-9]."""
         check_shape("xt", xt, "B", *self.image_shape)
-        check_shape("t", t, len(xt))
         h_t = self.time_mlp(timestep_embedding(t, self.embed_dim))  # [B, 4 D_x] [TIME-3]
         c = h_t + e_y  # [DIT-3] c = e(t), [DIT-4] or e(t) + e(y)
         x = patchify(xt, self.patch_size)  # [B, N, p p C]
@@ -306,7 +306,6 @@ class ConditionalDiT(DiT):
 
     def forward(self, xt, t, labels):
         """xt [B, C, H, W], t [B], labels [B] -> v [B, C, H, W]."""
-        check_shape("labels", labels, len(xt))
         return self.backbone(xt, t, e_y=self.label_embedding(labels))  # [DIT-4]
 
 
@@ -329,10 +328,10 @@ CIFAR10_CLASSES = [
 
 
 def make_captions(names):
-    """["dog", "airplane"] -> ["a photo of a dog", "a photo of an airplane"], by first letter."""
+    """["dog", "airplane"] -> ["a photo of a dog", "a photo of an airplane"] [DATA-2]."""
     captions = []
     for name in names:
-        article = "an" if name.lower().startswith(tuple("aeiou")) else "a"  # [DATA-2]
+        article = "an" if name.lower().startswith(tuple("aeiou")) and name != "one" else "a"
         captions.append(f"a photo of {article} {name}")  # [DATA-1]
     return captions
 
@@ -438,15 +437,13 @@ def sample_text_conditional(
 ):  # fmt: skip
     """Prompts (one string, or a list of B) -> images [B, C, H, W], values about [-1, 1].
 
-    noise [B, C, H, W]: drawn from `generator`, unless it is given. cfg_scale: a number, or [B].
-    device: that of the model, unless given. The model's train or eval mode stays [SAMPLE-7].
+    noise [B, C, H, W]: drawn from `generator`, a CPU's, unless it is given. cfg_scale: a number,
+    or [B]. device: that of the model, unless given. The model's mode stays [SAMPLE-7].
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     device = device or next(model.parameters()).device
     if noise is None:  # [SAMPLE-4]
-        source = generator and generator.device  # None: the CPU, alike on every machine
-        noise = torch.randn(len(prompts), *image_shape, generator=generator, device=source)
-    check_shape("noise", noise, len(prompts), *image_shape)
+        noise = torch.randn(len(prompts), *image_shape, generator=generator)
     Z, mask = text_encoder([*prompts, ""])  # [B + 1, M, D]: the last row is the null text
     Z = Z.to(device)
     mask = mask.to(device)
@@ -488,7 +485,8 @@ def get_device():
 def autocast(device, precision="auto"):
     """Matrix products in bfloat16: "bf16" yes, "fp32" no, "auto" where the device is fast in it."""
     kind = torch.device(device).type
-    fast = kind == "cpu" and getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
+    has = getattr(torch.cpu, "get_capabilities", dict)()  # what has AMX has AVX512-BF16, too
+    fast = kind == "cpu" and has.get("avx512_bf16", False)
     if kind == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     enabled = precision == "bf16" or (precision == "auto" and fast)
@@ -504,43 +502,53 @@ def build_tower(model_name, pretrained):
             f"{model_name!r} is no model of open_clip with CLIP's own text tower, as "
             "ViT-B-32-quickgelu is (OpenAI's clip-vit-base-patch32)"
         )
-    sizes = config["text_cfg"]
     quick_gelu = config.get("quick_gelu", False)
     activation = QuickGELU if quick_gelu else nn.GELU  # [CLIP-10] x sigmoid(1.702 x)
     with torch.random.fork_rng(devices=[]):  # [CLIP-12] the global random state stays as it was
         torch.default_generator.manual_seed(0)
-        tower = TextTransformer(**sizes, output_dim=config["embed_dim"], act_layer=activation)
+        tower = TextTransformer(**config["text_cfg"], output_dim=None, act_layer=activation)
     if pretrained == "untrained":
         warnings.warn("this CLIP text tower is untrained: it tells prompts apart, knows no meaning")
         return tower
-    path = pretrained
-    tags = open_clip.list_pretrained_tags_by_model(model_name)
-    if pretrained in tags:
-        path = download_weights(model_name, pretrained, quick_gelu)
+    source = open_clip.get_pretrained_cfg(model_name, pretrained)  # {} for what is no tag
+    if source and source.get("quick_gelu", False) != quick_gelu:  # [CLIP-10]
+        raise ValueError(f"{pretrained!r} has another activation, see {model_name}-quickgelu")
     try:
+        path = open_clip.download_pretrained(source) if source else pretrained  # [CLIP-14]
         state = open_clip.factory.load_state_dict(path)  # tensors only: code is refused
-        state = {name.removeprefix("text."): tensor for name, tensor in state.items()}
-        tower.load_state_dict({name: state[name] for name in tower.state_dict()})  # [CLIP-11] all
+        state = {re.sub(r"^text(_model)?\.", "", name): state[name] for name in state}
+        tower.load_state_dict({name: find_weight(state, name) for name in tower.state_dict()})
     except Exception as error:
         raise ValueError(
-            f"{path} holds no text tower of {model_name} (open_clip_model.safetensors does; to be "
-            f"downloaded: {', '.join(tags)}): {error}"
+            f"{pretrained!r} gives no text tower of {model_name}. What does: a tag of open_clip, "
+            "as openai; the path of its open_clip_model.safetensors, or of the model.safetensors "
+            f"of transformers; 'untrained' ({error})"
         ) from None
     return tower
 
 
-def download_weights(model_name, tag, quick_gelu):
-    """-> the path of the weights that open_clip knows by this tag [CLIP-14]."""
-    source = open_clip.get_pretrained_cfg(model_name, tag)
-    if source.get("quick_gelu", False) != quick_gelu:  # [CLIP-10]
-        raise ValueError(f"{tag!r} has another activation than {model_name}; see its -quickgelu")
-    try:
-        return open_clip.download_pretrained(source)
-    except Exception:
-        raise ConnectionError(
-            f"could not download {tag!r} of {model_name}: give the path of a local copy, "
-            "or 'untrained'"
-        ) from None
+TRANSFORMERS = {  # part of a name in open_clip: in Hugging Face's transformers
+    "token_embedding": "embeddings.token_embedding",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "transformer.resblocks": "encoder.layers",
+    "attn.": "self_attn.",
+    "ln_final": "final_layer_norm",
+    "ln_": "layer_norm",
+    "c_fc": "fc1",
+    "c_proj": "fc2",
+}
+
+
+def find_weight(state, name):
+    """What open_clip calls `name`, in a file of open_clip or of transformers [CLIP-11]."""
+    theirs = name
+    for part, other in TRANSFORMERS.items():
+        theirs = theirs.replace(part, other)
+    if name in state:
+        return state[name]
+    if theirs in state:
+        return state[theirs]
+    return torch.cat([state[theirs.replace("in_proj_", f"{part}_proj.")] for part in "qkv"])
 
 
 def save_checkpoint(path, model, meta, training=None):
@@ -560,8 +568,9 @@ def save_checkpoint(path, model, meta, training=None):
         part.replace(path)
     except Exception as error:
         part.unlink(missing_ok=True)
-        reason = error.__context__ or error  # torch's writer hides an OSError in a RuntimeError
-        raise OSError(f"could not write {path}, what was there stays: {reason}") from None
+        raise OSError(  # torch's writer hides an OSError in a RuntimeError
+            f"could not write {path}, what was there stays: {error.__context__ or error}"
+        ) from None
 
 
 def read_checkpoint(path, device="cpu"):
@@ -600,7 +609,7 @@ def save_picture(path, images, columns, titles=(), rows=()):
             rearrange(image.cpu().expand(3, -1, -1).numpy(), "c h w -> h w c"),
             interpolation="nearest",  # every pixel a square
         )
-    wrap = textwrap.TextWrapper(24, max_lines=3, placeholder=" ...").fill
+    wrap = textwrap.TextWrapper(24, max_lines=3).fill
     for axis, title in zip(axes.flat, titles):
         axis.set_title(wrap(title), fontsize=8, parse_math=False)
     for axis, row in zip(axes[:, 0], rows):

@@ -11,7 +11,8 @@ import json
 import shutil
 import signal
 import sys
-from dataclasses import KW_ONLY, dataclass
+import warnings
+from dataclasses import dataclass
 from math import inf
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -85,12 +86,6 @@ MAY_CHANGE = (  # when a run is resumed
 )
 
 
-def parse_args():
-    """-> Config; what the command line says wins over the preset."""
-    preset = DEMO.split() if "--demo" in sys.argv else []
-    return tyro.cli(Config, args=preset + sys.argv[1:])  # of a flag given twice the last one counts
-
-
 # ---- Data: uint8 images, their labels, and one caption per label ---------------------------------
 TORCHVISION = {  # --data: the class that downloads it
     "cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion-mnist": "FashionMNIST",
@@ -122,8 +117,7 @@ def load_data(name, img_size=None, patch_size=4):
     if img_size:
         images = resize(images, [img_size, img_size])
     names = [name.split(" - ")[-1].replace("_", " ").lower() for name in classes]  # "7 - seven"
-    captions = [text.replace("an one", "a one") for text in flowclip.make_captions(names)]
-    return images.contiguous(), torch.as_tensor(labels), captions
+    return images, torch.as_tensor(labels), flowclip.make_captions(names)
 
 
 def walk(folder):
@@ -225,6 +219,15 @@ class Batches:
             yield flowclip.normalize_images(images), self.labels[rows]
 
 
+def check_images(images):
+    """ValueError for the first batch of a loader that has other images than training takes."""
+    if getattr(images, "dtype", None) != torch.float32 or images.abs().max() > 1.5:
+        raise ValueError(
+            f"a batch begins with a {torch.typename(images)}, {images!r:.80}: "
+            "expected (images [B, C, H, W] in float32 from -1 to 1, labels)"
+        )
+
+
 # ---- The trainer ---------------------------------------------------------------------------------
 @dataclass
 class TextConditionalTrainer:
@@ -242,14 +245,13 @@ class TextConditionalTrainer:
     weight_decay: float = 0.01
     text_drop_prob: float = 0.1
     device: object = None
-    _: KW_ONLY
     ema: float = 0.999
     warmup: int = 0
     precision: str = "auto"
     seed: int = 0
     metrics: object = None
-    STATE = "step epoch losses epoch_losses recent rows"  # what a resumed run begins with
-    step = epoch = stop_signal = 0  # stop_signal: the number of a signal, once it has come
+    step = epoch = rank = stop_signal = 0  # stop_signal: the number of a signal, once it has come
+    world_size = 1  # processes
 
     def __post_init__(self):
         self.device = torch.device(self.device or flowclip.get_device())
@@ -259,36 +261,34 @@ class TextConditionalTrainer:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), self.lr, weight_decay=float(self.weight_decay), fused=True
         )
-        joined = distributed.is_initialized()
-        self.rank = distributed.get_rank() if joined else 0
-        self.world_size = distributed.get_world_size() if joined else 1
-        self.parallel_model = (
-            torch.nn.parallel.DistributedDataParallel(self.model) if joined else self.model
-        )
+        self.parallel_model = self.model
+        if distributed.is_initialized():
+            self.rank = distributed.get_rank()
+            self.world_size = distributed.get_world_size()
+            self.parallel_model = torch.nn.parallel.DistributedDataParallel(self.model)
         self.losses = []  # one mean per epoch
         self.epoch_losses = []  # of each step of this epoch, on the device: a step never waits
         self.recent = []  # (loss, images, seconds) of each step since the last row of metrics.csv
         self.rows = ["step,epoch,loss,images_per_second\n"]
         self.texts = {}  # caption -> Z of its real tokens [length, D], on the CPU
-        self.encode_captions([""])
+        self.context_of([""])
         self.autocast = flowclip.autocast(self.device, self.precision)
-        with self.autocast:
-            bf16 = torch.is_autocast_enabled(self.device.type)
         print(
             f"model: {sum(weight.numel() for weight in self.model.parameters()):,} parameters, "
-            f"{self.device}, {'bf16' if bf16 else 'fp32'}, torch {torch.__version__}"
+            f"{self.device}, precision {self.precision}, torch {torch.__version__}"
         )
 
-    def encode_captions(self, captions):
-        """Each distinct caption meets CLIP once; of its vectors the real tokens are kept."""
-        new = [caption for caption in dict.fromkeys(captions) if caption not in self.texts]
-        for part in torch.utils.data.BatchSampler(new, 256, False):
-            for caption, Z, mask in zip(part, *self.text_encoder(part)):
-                self.texts[caption] = Z[mask].cpu()  # [TRAIN-3]
-
     def context_of(self, captions):
-        """B captions -> context [B, M, D] and mask [B, M], where M is the longest of them."""
-        self.encode_captions(captions)
+        """B captions -> context [B, M, D] and mask [B, M], where M is the longest of them.
+
+        Each distinct caption meets CLIP once; of its vectors the real tokens are kept [TRAIN-3].
+        """
+        if len(self.texts) > 100_000:  # about 2.5 GB: an endless stream of captions begins anew
+            self.texts = {}
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self.texts]
+        if new:
+            for caption, Z, mask in zip(new, *self.text_encoder(new)):
+                self.texts[caption] = Z[mask].cpu()
         texts = [self.texts[caption] for caption in captions]
         context = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(
             self.device, non_blocking=True
@@ -298,22 +298,24 @@ class TextConditionalTrainer:
     def train_step(self, images, captions):
         """One step of AdamW and of the average -> the loss, still on the device."""
         B = len(images)
-        rand = generator(self.device, self.seed, self.step, 1)  # [TRAIN-4]
         flowclip.check_divisible("the batch size", B, self.world_size)
+        if isinstance(captions, str):
+            raise ValueError(f"caption_fn gave {captions!r:.80}, expected a list of {B} captions")
+        rand = generator(self.device, self.seed, self.step, 1)  # [TRAIN-4]
         x1 = torch.randn(images.shape, generator=rand, device=self.device)
         t, coin = torch.rand(2, B, generator=rand, device=self.device)
         mine = slice(self.rank, None, self.world_size)  # of two processes every other sample
         x0 = images[mine].to(self.device)
-        x1 = x1[mine]
-        t = t[mine]
         drop = coin[mine] < self.text_drop_prob  # [TRAIN-2] one coin a sample
 
         Z, mask = self.context_of([*captions[mine], ""])  # the last row is the null text
         context, mask = flowclip.drop_text(Z[:-1], mask[:-1], Z[-1:], mask[-1:], drop)
         with self.autocast:
-            loss = flowclip.flow_matching_loss(self.parallel_model, x0, context, mask, x1=x1, t=t)
+            loss = flowclip.flow_matching_loss(
+                self.parallel_model, x0, context, mask, x1=x1[mine], t=t[mine]
+            )
 
-        warm = min(1, (self.step + 1) / max(1, self.warmup))
+        warm = min(1, (self.step + 1) / (self.warmup or 1))
         self.optimizer.param_groups[0]["lr"] = self.lr * warm  # [TRAIN-5]
         self.optimizer.zero_grad()
         loss.backward()
@@ -339,6 +341,8 @@ class TextConditionalTrainer:
             for images, labels in itertools.islice(bar, len(self.epoch_losses), None):
                 if self.step >= max_steps or self.stopped():
                     return self.losses
+                if not self.epoch_losses:
+                    check_images(images)
                 loss = self.train_step(images, self.caption_fn(labels))
                 self.epoch_losses.append(loss)
                 self.recent.append((loss, len(images), perf_counter() - clock))
@@ -391,11 +395,13 @@ class TextConditionalTrainer:
         meta = {
             "config": self.model.config, "image_shape": self.model.image_shape,
             "clip": self.text_encoder.model_name, "clip_weights": self.text_encoder.pretrained,
-            "clip_null": self.texts[""][-1].tolist(), "captions": list(self.texts)[1:],
+            "clip_null": self.texts[""][-1].tolist(),
+            "captions": settings.get("captions", [*filter(None, self.texts)]),
             "epoch": self.epoch, "step": self.step, "losses": self.losses,
         }  # fmt: skip
+        state = "step epoch losses epoch_losses recent rows"  # what a resumed run begins with
         training = {
-            "state": {name: getattr(self, name) for name in self.STATE.split()},
+            "state": {name: getattr(self, name) for name in state.split()},
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "run": settings,
         }  # fmt: skip
@@ -434,13 +440,14 @@ def draw_pictures(out, trainer, captions):
     with trainer.autocast:
         images = flowclip.sample_text_conditional(
             trainer.ema_model, trainer.text_encoder, prompts, trainer.model.image_shape,
-            cfg_scale=3, generator=torch.Generator().manual_seed(trainer.seed),
+            cfg_scale=3, generator=generator("cpu", trainer.seed),
         )  # fmt: skip
     flowclip.save_picture(out / "samples.png", flowclip.denormalize_images(images), 5, prompts)
 
 
 def main():
-    config = parse_args()
+    preset = DEMO.split() if "--demo" in sys.argv else []
+    config = tyro.cli(Config, args=preset + sys.argv[1:])  # of a flag given twice the last counts
     start = perf_counter()
     device = flowclip.get_device() if config.device == "auto" else torch.device(config.device)
     launched = distributed.is_torchelastic_launched()  # by torchrun
@@ -470,6 +477,8 @@ def main():
         f"text: {config.clip}, weights {config.clip_weights!r}"
     )
     encoder = flowclip.CLIPTextEncoder(config.clip, config.clip_weights, device)
+    encoder.tokenize(captions)  # one note of all that are too long, and not one a batch
+    warnings.filterwarnings("ignore", ".* prompts cut")
 
     torch.manual_seed(config.seed)
     model = flowclip.TextConditionalDiT(
@@ -482,7 +491,6 @@ def main():
         config.text_drop, device, ema=config.ema, warmup=config.warmup,
         precision=config.precision, seed=config.seed, metrics=None if rank else out / "metrics.csv",
     )  # fmt: skip
-    trainer.encode_captions(captions)
     if config.compile:
         for block in model.blocks:
             block.compile()  # equal blocks share one compilation

@@ -126,7 +126,6 @@ def run_case(name, args, data, encoder, device):
     if args.compile:
         for block in trainer.model.blocks:
             block.compile()
-    trainer.encode_captions(captions)
     begin = time.perf_counter()
     trainer.train(args.epochs)
     minutes = (time.perf_counter() - begin) / 60

@@ -61,12 +61,15 @@ class Pairs(nn.Module):
         ids, _ = flowclip.trim_context(ids, ids > 0)
         self.tower.attn_mask = self.tower.attn_mask[: ids.shape[1], : ids.shape[1]]
         self.ids = dict(zip(captions, ids))
-        self.image_tower = ImageTower(size, self.tower.text_projection.shape[1])
+        width = self.tower.width
+        self.text_projection = nn.Parameter(torch.randn(width, width) * width**-0.5)
+        self.image_tower = ImageTower(size, width)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(0.07)))
 
     def text_vectors(self, captions):
         """B captions -> vectors [B, D], projected from Z at the EOS token."""
-        return self.tower(torch.stack([self.ids[caption] for caption in captions]))
+        pooled = self.tower(torch.stack([self.ids[caption] for caption in captions]))
+        return pooled @ self.text_projection
 
     def forward(self, images, captions):
         """images [B, 3, S, S] and their captions -> the loss."""

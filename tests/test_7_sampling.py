@@ -320,10 +320,12 @@ def test_the_best_device(monkeypatch, accelerator):
 @pytest.mark.parametrize("precision, native, expected", [
     ("auto", True, True), ("auto", False, False), ("fp32", True, False), ("bf16", False, True),
 ])  # fmt: skip
-def test_auto_precision_is_bf16_where_the_processor_has_amx(
+def test_auto_precision_is_bf16_where_the_processor_multiplies_it(
     monkeypatch, precision, native, expected
 ):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": native}, raising=False)
+    """AVX512-BF16, which every processor with AMX has as well."""
+    known = {"avx512_f": True, "avx512_bf16": native}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
     with flowclip.autocast("cpu", *([] if precision == "auto" else [precision])):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == (torch.bfloat16 if expected else torch.float32)

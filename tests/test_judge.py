@@ -79,7 +79,7 @@ def test_images_are_mirrored_by_a_coin_each():
 def train_100_steps(make_model, monkeypatch):
     """-> a function that trains by a kind of trainer -> (the trainer, the times t of its steps)."""
     plain = flowclip.flow_matching_loss
-    data = [(torch.randn(100, 3, 8, 8), torch.arange(100) % 2)] * 10
+    data = [(2 * torch.rand(100, 3, 8, 8) - 1, torch.arange(100) % 2)] * 10
 
     def run(kind):
         times = []

@@ -195,8 +195,8 @@ def test_flags_that_cannot_be_read(command, module, argv, words):
     (["--embed-dim", 6, "--heads", 2], "embed_dim is 6, expected a multiple of 4"),
     (["--patch-size", 3], "img_size is 8, expected a multiple of 3"),
     (["--clip", "ViT-B-23", "--clip-weights", "x"], "'ViT-B-23' is no model of open_clip"),
-    (["--clip", "ViT-S-32-alt", "--clip-weights", "no.pt"], "no.pt holds no text tower of"),
-    (["--clip", "ViT-S-32-alt", "--clip-weights", "other.pt"], "other.pt holds no text tower of"),
+    (["--clip", "ViT-S-32-alt", "--clip-weights", "no.pt"], "'no.pt' gives no text tower of"),
+    (["--clip", "ViT-S-32-alt", "--clip-weights", "other.pt"], "'other.pt' gives no text tower of"),
     (["--out", "other.pt"], "other.pt"),
     (["--out", "other.pt/run"], "other.pt/run"),
 ])  # fmt: skip
@@ -399,13 +399,50 @@ def test_a_terminal_of_other_letters_ends_no_run(no_pictures, monkeypatch, tmp_p
     assert "captions like 'a photo of a \\u72ac'" in said and "next: python sample.py" in said
 
 
+@pytest.mark.parametrize("batch, said", [
+    ((torch.full((2, 3, 8, 8), 59).byte(), [0, 1]), "a torch.ByteTensor, tensor([[[[59, "),
+    ((torch.full((2, 3, 8, 8), 59.0), [0, 1]), "a torch.FloatTensor, tensor([[[[59., "),
+    ((torch.zeros(2, 3, 8, 8, dtype=torch.float64), [0, 1]), "a torch.DoubleTensor, "),
+    ((np.zeros((2, 3, 8, 8), np.float32), [0, 1]), "a numpy.ndarray, array([[[[0., "),
+    ({"image": torch.zeros(2, 3, 8, 8), "label": [0, 1]}, "a str, 'image': "),
+], ids=["uint8", "0 to 255", "float64", "NumPy", "a dict"])  # fmt: skip
+def test_what_another_loader_gives_is_looked_at(make_model, batch, said):
+    trainer = train.TextConditionalTrainer(make_model(), draw.StandIn(), [batch], list)
+    with pytest.raises(ValueError) as caught:
+        trainer.train(1)
+    message = str(caught.value)
+    assert message.startswith(f"a batch begins with {said}"), message
+    assert message.endswith("expected (images [B, C, H, W] in float32 from -1 to 1, labels)")
+    assert len(message.splitlines()) <= 3 and len(message) < 250
+
+
+def test_one_caption_for_a_batch_is_refused(make_model):
+    """It would be read letter by letter."""
+    batch, model = (torch.zeros(16, 3, 8, 8), torch.zeros(16)), make_model()
+    one = lambda labels: "a photo of a dog"  # noqa: E731 sixteen letters
+    trainer = train.TextConditionalTrainer(model, draw.StandIn(), [batch], one)
+    with pytest.raises(ValueError, match="'a photo of a dog', expected a list of 16 captions"):
+        trainer.train(1)
+
+
+def test_a_stream_of_captions_does_not_fill_the_memory(make_model):
+    trainer = train.TextConditionalTrainer(make_model(), draw.StandIn(), [], list)
+    asked = trainer.text_encoder.asked
+    trainer.texts |= {f"caption {n}": torch.zeros(1, 12) for n in range(100_000)}
+    batch = torch.zeros(2, 3, 8, 8), ["a dog", "a caption"]
+    trainer.train_step(*batch)
+    assert set(trainer.texts) == {"a dog", "a caption", ""} and asked.count("a dog") == 1
+    trainer.train_step(*batch)
+    assert asked.count("a dog") == 1
+
+
 def test_many_long_captions_are_one_note(command, no_pictures, tmp_path):
     for n in range(40):
         picture(tmp_path / f"my/{n}.png")
         (tmp_path / f"my/{n}.txt").write_text(f"{n} " + 90 * "dog ")
     options = ["--data", "my", "--clip", "ViT-S-32-alt", "--clip-weights", "w.pt", *TINY]
     torch.save(flowclip.CLIPTextEncoder("ViT-S-32-alt", "untrained").tower.state_dict(), "w.pt")
-    status, out, err = command(train, *options, "--batch-size", 8, "--max-steps", 1)
+    status, out, err = command(train, *options, "--batch-size", 8, "--max-steps", 5)
     assert status == 0, err
     assert [line for line in out.splitlines() if "note" in line] == [
         "note: 40 prompts cut at 77 tokens"
