@@ -17,7 +17,9 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import torch
+from open_clip.transformer import TextTransformer
 from torch import nn
 from tqdm import tqdm
 
@@ -61,9 +63,12 @@ class Pairs(nn.Module):
         ids, _ = flowclip.trim_context(ids, ids > 0)
         self.tower.attn_mask = self.tower.attn_mask[: ids.shape[1], : ids.shape[1]]
         self.ids = dict(zip(captions, ids))
-        width = self.tower.width
-        self.text_projection = nn.Parameter(torch.randn(width, width) * width**-0.5)
-        self.image_tower = ImageTower(size, width)
+        config = open_clip.get_model_config(clip)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the projection that open_clip would begin with
+            whole = TextTransformer(**config["text_cfg"], output_dim=config["embed_dim"])
+        self.text_projection = whole.text_projection
+        self.image_tower = ImageTower(size, config["embed_dim"])
         self.log_temperature = nn.Parameter(torch.tensor(math.log(0.07)))
 
     def text_vectors(self, captions):
