@@ -328,9 +328,10 @@ CIFAR10_CLASSES = [
 
 
 def make_captions(names):
-    """["dog", "airplane"] -> ["a photo of a dog", "a photo of an airplane"] [DATA-2]."""
+    """["dog", "airplane"] -> ["a photo of a dog", "a photo of an airplane"]."""
     captions = []
     for name in names:
+        # [DATA-2] by the first letter; "one" is the exception
         article = "an" if name.lower().startswith(tuple("aeiou")) and name != "one" else "a"
         captions.append(f"a photo of {article} {name}")  # [DATA-1]
     return captions
@@ -437,8 +438,8 @@ def sample_text_conditional(
 ):  # fmt: skip
     """Prompts (one string, or a list of B) -> images [B, C, H, W], values about [-1, 1].
 
-    noise [B, C, H, W]: drawn from `generator`, a CPU's, unless it is given. cfg_scale: a number,
-    or [B]. device: that of the model, unless given. The model's mode stays [SAMPLE-7].
+    noise [B, C, H, W]: drawn on the CPU, from `generator`, unless it is given. cfg_scale: a number,
+    or [B]. device: that of the model, unless given. Its train or eval mode stays [SAMPLE-7].
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     device = device or next(model.parameters()).device
@@ -520,9 +521,9 @@ def build_tower(model_name, pretrained):
         tower.load_state_dict({name: find_weight(state, name) for name in tower.state_dict()})
     except Exception as error:
         raise ValueError(
-            f"{pretrained!r} gives no text tower of {model_name}. What does: a tag of open_clip, "
-            "as openai; the path of its open_clip_model.safetensors, or of the model.safetensors "
-            f"of transformers; 'untrained' ({error})"
+            f"{pretrained!r} gives no text tower of {model_name}: {error!r:.180}. Take the path of "
+            "open_clip's open_clip_model.safetensors or of transformers' model.safetensors, or "
+            f"'untrained', or one of {open_clip.list_pretrained_tags_by_model(model_name)}"
         ) from None
     return tower
 

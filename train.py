@@ -11,7 +11,6 @@ import json
 import shutil
 import signal
 import sys
-import warnings
 from dataclasses import dataclass
 from math import inf
 from multiprocessing.pool import ThreadPool
@@ -220,11 +219,11 @@ class Batches:
 
 
 def check_images(images):
-    """ValueError for the first batch of a loader that has other images than training takes."""
+    """ValueError for the first batch of an epoch that has other images than training takes."""
     if getattr(images, "dtype", None) != torch.float32 or images.abs().max() > 1.5:
         raise ValueError(
             f"a batch begins with a {torch.typename(images)}, {images!r:.80}: "
-            "expected (images [B, C, H, W] in float32 from -1 to 1, labels)"
+            "expected (images [B, C, H, W] in float32, none beyond -1 and 1, labels)"
         )
 
 
@@ -254,7 +253,7 @@ class TextConditionalTrainer:
     world_size = 1  # processes
 
     def __post_init__(self):
-        self.device = torch.device(self.device or flowclip.get_device())
+        self.device = self.device or flowclip.get_device()
         self.lr = float(self.lr)  # a number of NumPy could not be read back from a checkpoint
         self.model.to(self.device)
         self.ema_model = copy.deepcopy(self.model)
@@ -273,17 +272,19 @@ class TextConditionalTrainer:
         self.texts = {}  # caption -> Z of its real tokens [length, D], on the CPU
         self.context_of([""])
         self.autocast = flowclip.autocast(self.device, self.precision)
-        print(
-            f"model: {sum(weight.numel() for weight in self.model.parameters()):,} parameters, "
-            f"{self.device}, precision {self.precision}, torch {torch.__version__}"
-        )
+        with self.autocast:
+            print(
+                f"model: {sum(weight.numel() for weight in self.model.parameters()):,} parameters, "
+                f"{self.device}, torch {torch.__version__}, "
+                f"{'bf16' if torch.is_autocast_enabled(torch.device(self.device).type) else 'fp32'}"
+            )
 
     def context_of(self, captions):
         """B captions -> context [B, M, D] and mask [B, M], where M is the longest of them.
 
         Each distinct caption meets CLIP once; of its vectors the real tokens are kept [TRAIN-3].
         """
-        if len(self.texts) > 100_000:  # about 2.5 GB: an endless stream of captions begins anew
+        if len(self.texts) > 100_000:  # 2.5 GB of 12 tokens each: a stream of captions begins anew
             self.texts = {}
         new = [caption for caption in dict.fromkeys(captions) if caption not in self.texts]
         if new:
@@ -396,7 +397,7 @@ class TextConditionalTrainer:
             "config": self.model.config, "image_shape": self.model.image_shape,
             "clip": self.text_encoder.model_name, "clip_weights": self.text_encoder.pretrained,
             "clip_null": self.texts[""][-1].tolist(),
-            "captions": settings.get("captions", [*filter(None, self.texts)]),
+            "captions": list(filter(None, self.texts)),
             "epoch": self.epoch, "step": self.step, "losses": self.losses,
         }  # fmt: skip
         state = "step epoch losses epoch_losses recent rows"  # what a resumed run begins with
@@ -477,8 +478,6 @@ def main():
         f"text: {config.clip}, weights {config.clip_weights!r}"
     )
     encoder = flowclip.CLIPTextEncoder(config.clip, config.clip_weights, device)
-    encoder.tokenize(captions)  # one note of all that are too long, and not one a batch
-    warnings.filterwarnings("ignore", ".* prompts cut")
 
     torch.manual_seed(config.seed)
     model = flowclip.TextConditionalDiT(
@@ -491,6 +490,8 @@ def main():
         config.text_drop, device, ema=config.ema, warmup=config.warmup,
         precision=config.precision, seed=config.seed, metrics=None if rank else out / "metrics.csv",
     )  # fmt: skip
+    for part in torch.utils.data.BatchSampler(captions, 256, False):
+        trainer.context_of(part)  # in one order: what shares a call is rounded alike [TRAIN-7]
     if config.compile:
         for block in model.blocks:
             block.compile()  # equal blocks share one compilation

@@ -126,6 +126,7 @@ def run_case(name, args, data, encoder, device):
     if args.compile:
         for block in trainer.model.blocks:
             block.compile()
+    trainer.context_of(captions)
     begin = time.perf_counter()
     trainer.train(args.epochs)
     minutes = (time.perf_counter() - begin) / 60

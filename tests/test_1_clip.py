@@ -321,13 +321,13 @@ def test_what_is_said_of_weights_that_do_not_fit(small_encoder, tmp_path):
     missing, reshaped = weights_that_do_not_fit(small_encoder)
     for name, content in {"missing": missing, "reshaped": reshaped, "list": [1, 2]}.items():
         torch.save(content, tmp_path / name)
-        reason = {"missing": "final_layer_norm.weight", "reshaped": "ln_final.bias"}.get(name, "")
+        reason = {"missing": "KeyError", "reshaped": "ln_final.bias"}.get(name, "")
         with pytest.raises(ValueError, match=rf"(?s){name}' gives no text tower.*{reason}"):
             flowclip.CLIPTextEncoder("ViT-S-32-alt", tmp_path / name)
     (tmp_path / "text").write_text("not a checkpoint")
     with pytest.raises(ValueError, match="gives no text tower"):
         flowclip.CLIPTextEncoder("ViT-S-32-alt", str(tmp_path / "text"))
-    with pytest.raises(ValueError, match="nothing.pt' gives no text tower .*openai.* No such file"):
+    with pytest.raises(ValueError, match="nothing.pt' gives .*No such file.*'openai'"):
         flowclip.CLIPTextEncoder(pretrained=str(tmp_path / "nothing.pt"))
     with pytest.raises(ValueError, match="'ViT-B-32-quickgel' is no model"):
         flowclip.CLIPTextEncoder("ViT-B-32-quickgel")
@@ -393,7 +393,7 @@ def test_a_failed_download_says_what_is_missing(monkeypatch):
         raise OSError("no network in this test")
 
     monkeypatch.setattr(open_clip, "download_pretrained", refuse)
-    said = "gives no text tower of ViT-B-32.*no network in this test"
+    said = "gives no text tower of ViT-B-32.*no network in this test.*'openai'"
     with pytest.raises(ValueError, match=f"'openai' {said}"):
         flowclip.CLIPTextEncoder()
     with pytest.raises(ValueError, match=f"'laion2b_s34b_b79k' {said}"):

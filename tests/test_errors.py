@@ -69,9 +69,9 @@ CASES = [
     (lambda: flowclip.CLIPTextEncoder("ViT-B-32", "openai"),
      "'openai' has another activation, see ViT-B-32-quickgelu"),
     (lambda: flowclip.CLIPTextEncoder("RN50-quickgelu", "no.pt"),
-     "'no.pt' gives no text tower of RN50-quickgelu. What does: a tag of open_clip, as openai; the "
-     "path of its open_clip_model.safetensors, or of the model.safetensors of transformers; "
-     "'untrained' ([Errno 2] No such file or directory: 'no.pt')"),
+     "'no.pt' gives no text tower of RN50-quickgelu: FileNotFoundError(2, 'No such file or "
+     "directory'). Take the path of open_clip's open_clip_model.safetensors or of transformers' "
+     "model.safetensors, or 'untrained', or one of ['openai', 'yfcc15m', 'cc12m']"),
 ]  # fmt: skip
 
 

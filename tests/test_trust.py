@@ -268,6 +268,28 @@ def test_a_run_is_not_overwritten_by_accident(command, no_pictures):
     assert "steps are done" not in command(train, *options, "--overwrite")[1]
 
 
+def test_text_vectors_are_the_same_after_a_resume(command, no_pictures, tmp_path):
+    """Which captions share a call of CLIP decides how their vectors are rounded [TRAIN-7]."""
+    for n, words in enumerate(["dog", "a very old dog", "cats", "a ship at sea, far away"] * 3):
+        picture(tmp_path / f"my/{n}.png")
+        (tmp_path / f"my/{n}.txt").write_text(f"{words} {n}")
+    texts, options = [], ["--data", "my", "--batch-size", 2, "--clip-weights", "untrained", *TINY]
+    save = train.TextConditionalTrainer.save_checkpoint
+
+    def noted(trainer, *args, **settings):
+        texts.append(dict(trainer.texts))
+        return save(trainer, *args, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.TextConditionalTrainer, "save_checkpoint", noted)
+        for run in (["--max-steps", 2], ["--max-steps", 4, "--resume"]):
+            status, _, err = command(train, *options, *run)
+            assert status == 0, err
+    assert len(texts) == 2 and list(texts[0]) == list(texts[1]) and len(texts[0]) == 13
+    for caption, Z in texts[0].items():
+        assert torch.equal(texts[1][caption], Z), caption
+
+
 def test_a_run_goes_on_with_its_own_settings(command, no_pictures):
     assert command(train, *DEMO, "--max-steps", 3)[0] == 0
     before = everything("runs")
@@ -401,7 +423,7 @@ def test_a_terminal_of_other_letters_ends_no_run(no_pictures, monkeypatch, tmp_p
 
 @pytest.mark.parametrize("batch, said", [
     ((torch.full((2, 3, 8, 8), 59).byte(), [0, 1]), "a torch.ByteTensor, tensor([[[[59, "),
-    ((torch.full((2, 3, 8, 8), 59.0), [0, 1]), "a torch.FloatTensor, tensor([[[[59., "),
+    ((torch.eye(8).mul(255).expand(2, 3, 8, 8), [0, 1]), "a torch.FloatTensor, tensor([[[[255., "),
     ((torch.zeros(2, 3, 8, 8, dtype=torch.float64), [0, 1]), "a torch.DoubleTensor, "),
     ((np.zeros((2, 3, 8, 8), np.float32), [0, 1]), "a numpy.ndarray, array([[[[0., "),
     ({"image": torch.zeros(2, 3, 8, 8), "label": [0, 1]}, "a str, 'image': "),
@@ -412,7 +434,8 @@ def test_what_another_loader_gives_is_looked_at(make_model, batch, said):
         trainer.train(1)
     message = str(caught.value)
     assert message.startswith(f"a batch begins with {said}"), message
-    assert message.endswith("expected (images [B, C, H, W] in float32 from -1 to 1, labels)")
+    said = "expected (images [B, C, H, W] in float32, none beyond -1 and 1, labels)"
+    assert message.endswith(said), message
     assert len(message.splitlines()) <= 3 and len(message) < 250
 
 
