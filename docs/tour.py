@@ -38,6 +38,7 @@ Then, wherever it runs:
     for folder in ("flowclip", ".."):  # the clone on Colab; else a notebook starts in docs/
         if os.path.exists(f"{folder}/flowclip.py"):
             os.chdir(folder)
+    warnings.filterwarnings("ignore", message="IProgress")  # a plain progress bar will do
     warnings.showwarning = lambda message, *_: print(f"note: {message}")
     import flowclip
 """
@@ -48,8 +49,8 @@ MAIN_JOB = r"""
 On a GPU this is the documented job: CIFAR-10 with OpenAI's text weights, 30 epochs. It downloads
 170 MB of images and 600 MB of CLIP; how long it takes on Colab's GPU has not been measured.
 Elsewhere it is the demo: 1,797 real handwritten digits, a small model, a text tower that [nobody
-trained](1-clip.md#which-weights), no download, and one to five minutes on two CPU cores. If a
-download fails, or there is no time, set `SMALL = True`.
+trained](1-clip.md#which-weights), no download, and a few minutes on two CPU cores. If a download
+fails, or there is no time, set `SMALL = True`.
 
     import torch
     SMALL = not torch.cuda.is_available()
@@ -85,8 +86,8 @@ attention.
         --checkpoint {run}/checkpoint.pt --out {run}/one.png
     Image(f"{run}/attention.png")
 
-One noise in 1, 2, 4, 8 and 50 steps ([chapter 7](7-sampling.md)). One step alone gives the mean of
-all that the sentence may mean.
+One noise in 1, 2, 4, 8 and 50 steps ([chapter 7](7-sampling.md)). One step alone aims at the mean
+of all that the sentence may mean.
 
     model, meta = flowclip.load_checkpoint(f"{run}/checkpoint.pt", flowclip.get_device())
     encoder = flowclip.CLIPTextEncoder(meta["clip"], meta["clip_weights"])
@@ -97,7 +98,7 @@ all that the sentence may mean.
         for n in steps
     ]
     images = flowclip.denormalize_images(torch.cat(x))
-    flowclip.save_picture(f"{run}/steps.png", images, len(steps), [f"{n} steps" for n in steps])
+    flowclip.save_picture(f"{run}/steps.png", images, len(steps), [f"S = {n}" for n in steps])
     Image(f"{run}/steps.png")
 
 ## And now

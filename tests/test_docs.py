@@ -22,7 +22,7 @@ from tests import ablate, benchmark, clip, compose, exact, judge, shapes, ways
 from tests import strategies as draw
 from tests.conftest import CHAPTERS, NAME, ROOT, read_statements
 
-COMPOSITION = ROOT / "docs/8-composition.md"  # a chapter without statements
+EXAMPLES = sorted((ROOT / "docs").glob("[0-9]-*.md"))  # the chapters, with and without statements
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -128,7 +128,7 @@ def split_example(path):
     )
 
 
-@pytest.mark.parametrize("path", [*CHAPTERS, COMPOSITION], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_the_example_prints_what_the_chapter_says(path, recwarn):
     example, printed = split_example(path)
     torch.manual_seed(0)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import CHAPTERS, ROOT
-from tests.test_docs import split_example
+from tests.conftest import ROOT
+from tests.test_docs import EXAMPLES, split_example
 
 NOTEBOOK = ROOT / "docs/tour.ipynb"
 sys.path.insert(0, str(ROOT / "docs"))
@@ -42,7 +42,7 @@ def test_the_notebook_is_what_the_script_makes(tour):
     assert sources(json.loads(NOTEBOOK.read_text())) == sources(tour.make_notebook())
 
 
-@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_the_notebook_prints_what_the_chapter_says(path):
     example, said = split_example(path)
     cells = json.loads(NOTEBOOK.read_text())["cells"]
