@@ -245,8 +245,8 @@ def attention_in_time(artist):
     for n, (word, share) in enumerate(zip(words, A.mean(dim=1).T)):
         width = 3 if n == len(words) - 2 else 1
         axis.plot(times, 100 * share, linewidth=width, label=f"{n + 1}. {word}")
-    axis.set(xlabel="t", ylabel="share of each token, %", xlim=(1, 0), ylim=(0, 100))
-    axis.legend(frameon=False, fontsize=9)
+    axis.set(xlabel="t", ylabel="share of each token, %", xlim=(1, 0), ylim=(0, None))
+    axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
