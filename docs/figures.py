@@ -27,13 +27,13 @@ import train  # noqa: E402
 from tests import benchmark, shapes  # noqa: E402
 
 PROMPTS = flowclip.make_captions(flowclip.CIFAR10_CLASSES)
-W = 7.5  # the guidance scale, unless a figure says another
 
 
 class Artist:
-    """The model of a checkpoint, its text encoder, and the velocity of a prompt."""
+    """The model of a checkpoint, its text encoder, and the velocity of a prompt at the scale w."""
 
-    def __init__(self, path):
+    def __init__(self, path, w):
+        self.w = w
         self.model, self.encoder, self.meta = sample.load(path)
         self.device, self.folder = next(self.model.parameters()).device, Path(path).parent
         self.shape = self.meta["image_shape"]
@@ -42,22 +42,23 @@ class Artist:
     def noise(self, count, seed=0):
         return torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(seed))
 
-    def draw(self, prompts, noise, cfg=W, **options):
+    def draw(self, prompts, noise, w=None):
         """-> uint8 images [B, C, H, W]."""
+        w = self.w if w is None else w
         with flowclip.autocast(self.device):
             x = flowclip.sample_text_conditional(
-                self.model, self.encoder, prompts, self.shape, cfg_scale=cfg, noise=noise, **options
+                self.model, self.encoder, prompts, self.shape, cfg_scale=w, noise=noise
             )
         return flowclip.denormalize_images(x).cpu()
 
     @torch.no_grad()
-    def walk(self, prompts, noise, steps=50, cfg=W, callback=None):
+    def walk(self, prompts, noise, steps=50, callback=None):
         """integrate() with a callback(n, t, x), as sample_text_conditional does it."""
         Z, mask = self.encoder([*prompts, ""])
 
         def velocity(x, t):
             return flowclip.cfg_velocity(
-                self.model, x, t, Z[:-1], mask[:-1], Z[-1:], mask[-1:], cfg
+                self.model, x, t, Z[:-1], mask[:-1], Z[-1:], mask[-1:], self.w
             )
 
         call = callback and (lambda n, t, x: callback(n, t, x, velocity))
@@ -71,12 +72,17 @@ def show(axis, image, title=""):
     axis.set_title(title, fontsize=8)
 
 
+def bare(*axes):
+    """Without ticks and frames."""
+    for axis in axes:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+
+
 def grid(rows, columns, width=1.1, height=1.25, left=1.0):
     figure = Figure(figsize=(width * columns + left, height * rows), dpi=110, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
+    bare(*axes.flat)
     return figure, axes
 
 
@@ -157,12 +163,61 @@ def cosines(_):
 
 
 # ---- Chapter 2 ----
-def attention_in_time(artist):
-    """Where each token is looked at, early, in the middle and late.
+def show_map(axis, weights, brightest, numbers=False):
+    """The weights [N] of one token over the patches, black to white; in numbers if asked."""
+    side = math.isqrt(len(weights))
+    picture = axis.imshow(weights.view(side, side), cmap="inferno", vmin=0, vmax=brightest)
+    for n, share in enumerate(weights if numbers else ()):
+        colour = "black" if share > brightest / 2 else "white"
+        place = dict(ha="center", va="center", fontsize=8)
+        axis.text(n % side, n // side, f"{share:.0%}", color=colour, **place)
+    return picture
 
-    Cross-attention, a mean over heads, blocks and steps.
+
+def attention(artist):
+    """From where one word is read: beside the image at its scale, then by each head alone.
+
+    Cross-attention of the last word before [EOS], a mean over the steps.
     """
-    prompt, steps, seen = "a photo of a horse", 50, []
+    prompt, steps, maps = "a photo of a three", 50, []
+    artist = copy.deepcopy(artist)  # the other figures' model stays without hooks
+
+    def keep(layer, inputs):
+        maps.append(layer.attention_weights(*(tensor[:1] for tensor in inputs)).float().cpu())
+
+    for block in artist.model.blocks:
+        block.cross_attn.register_forward_pre_hook(keep)
+    image = artist.draw([prompt], artist.noise(1))[0]
+    A = rearrange(torch.stack(maps), "(step block) 1 h n m -> step block h n m", step=steps)
+    words = artist.encoder.tokens(prompt)
+    word, heads = words[-2], A[..., len(words) - 2].mean(dim=0)  # [blocks, heads, N]
+    figure = Figure(figsize=(10, 3.4), dpi=110, layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(2, 1.05))
+    large, small = left.subplots(1, 2), right.subplots(*heads.shape[:2])
+    show(large[0], image)
+    for edge in range(artist.model.patch_size, image.shape[-1], artist.model.patch_size):
+        large[0].axhline(edge - 0.5, color="0.5", linewidth=0.6)
+        large[0].axvline(edge - 0.5, color="0.5", linewidth=0.6)
+    large[0].set_title(f'drawn: "{prompt}"', fontsize=10)
+    picture = show_map(large[1], heads.mean(dim=(0, 1)), 1, numbers=True)
+    large[1].set_title(f'share of "{word}" in what a patch reads', fontsize=10)
+    left.colorbar(picture, ax=large, shrink=0.8, format="{x:.0%}")
+    for block, row in enumerate(small):
+        for head, axis in enumerate(row):
+            show_map(axis, heads[block, head], 1)
+            axis.set_title(f"head {head + 1}" if block == 0 else "", fontsize=8)
+        row[0].set_ylabel(f"block {block + 1}", fontsize=8)
+    right.suptitle("the same, head by head", fontsize=10)
+    bare(*large, *small.flat)
+    return figure
+
+
+def attention_in_time(artist):
+    """From where the last word is read early, in the middle and late; and the share of each token.
+
+    Cross-attention, a mean over heads and blocks; a map over a third of the steps, too.
+    """
+    prompt, steps, seen = "a photo of a horse", 51, []
     artist = copy.deepcopy(artist)  # the other figures' model stays without hooks
     maps = sample.record_attention(artist.model, 1)
 
@@ -170,23 +225,28 @@ def attention_in_time(artist):
         seen.append(x[0].cpu())
 
     artist.walk([prompt], artist.noise(1, 3), steps, callback=keep)
-    A = rearrange(torch.stack(maps), "(step block) 1 n m -> step block n m", step=steps)
+    A = rearrange(torch.stack(maps), "(step block) 1 n m -> step block n m", step=steps).mean(dim=1)
     words = artist.encoder.tokens(prompt)
-    parts = {
-        "early, t > 0.7": slice(0, 15),
-        "t from 0.3 to 0.7": slice(15, 35),
-        "late, t < 0.3": slice(35, 50),
-    }
-    means = torch.stack([A[part].mean(dim=(0, 1)) for part in parts.values()])  # [3, N, M]
-    side, brightest = math.isqrt(means.shape[1]), means.max()
-    figure, axes = grid(3, 1 + len(words))
-    for row, part, mean in zip(axes, parts.values(), means):
-        image = flowclip.denormalize_images(seen[part.stop - 1])
-        show(row[0], image, f"x at t = {1 - part.stop / steps:.1f}")
-        for axis, word, column in zip(row[1:], words, mean.T):
-            axis.imshow(column.view(side, side), cmap="inferno", vmin=0, vmax=brightest)
-            axis.set_title(f"{word}  {column.mean():.0%}", fontsize=8)
-    name_rows(axes, parts)
+    thirds = rearrange(A[:, :, -2], "(third step) n -> third step n", third=3).mean(dim=1)
+    figure = Figure(figsize=(11, 4), dpi=110, layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1.55, 1))
+    axes, axis = left.subplots(2, 3), right.subplots()
+    for n, weights in enumerate(thirds):
+        last = (n + 1) * steps // 3
+        begin, end = 1 - n / 3, 1 - last / steps
+        show(axes[0, n], flowclip.denormalize_images(seen[last - 1]))
+        axes[0, n].set_title(f"t from {begin:.2f} to {end:.2f}", fontsize=10)
+        picture = show_map(axes[1, n], weights, thirds.max())
+    left.colorbar(picture, ax=axes[1], shrink=0.8, format="{x:.0%}")
+    axes[0, 0].set_ylabel("x at its end", fontsize=10)
+    axes[1, 0].set_ylabel(f'share of "{words[-2]}"', fontsize=10)
+    bare(*axes.flat)
+    times = 1 - torch.arange(steps) / steps
+    for n, (word, share) in enumerate(zip(words, A.mean(dim=1).T)):
+        width = 3 if n == len(words) - 2 else 1
+        axis.plot(times, 100 * share, linewidth=width, label=f"{n + 1}. {word}")
+    axis.set(xlabel="t", ylabel="share of each token, %", xlim=(1, 0), ylim=(0, None))
+    axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -230,9 +290,9 @@ def sweep(artist):
     prompts, scales = [PROMPTS[n] for n in (1, 4, 7, 8)], [0, 1, 3, 5, 7.5, 10, 15]
     figure, axes = grid(len(prompts), len(scales))
     noise = artist.noise(1, 1).expand(len(prompts), -1, -1, -1)
-    for cfg, column in zip(scales, axes.T):
-        for axis, image in zip(column, artist.draw(prompts, noise, cfg)):
-            show(axis, image, f"w = {cfg:g}" if axis in axes[0] else "")
+    for w, column in zip(scales, axes.T):
+        for axis, image in zip(column, artist.draw(prompts, noise, w)):
+            show(axis, image, f"w = {w:g}" if axis in axes[0] else "")
     name_rows(axes, prompts)
     return figure
 
@@ -327,7 +387,7 @@ def solvers(artist):
     def run(solver, count):
         steps = count if solver == "euler" else count // 2
         return flowclip.sample_text_conditional(
-            artist.model, artist.encoder, prompts, artist.shape, steps, W, noise=noise,
+            artist.model, artist.encoder, prompts, artist.shape, steps, artist.w, noise=noise,
             solver=solver,
         )  # fmt: skip
 
@@ -339,7 +399,7 @@ def solvers(artist):
         results = [run(solver, count) for count in evaluations]
         for cell, x, title in zip(row, [*results, limit], [*evaluations, "limit"]):
             show(cell, flowclip.denormalize_images(x[2]), str(title))
-            cell.set(xticks=[], yticks=[])
+            bare(cell)
         distance = [(x - limit).square().mean().sqrt().item() for x in results]
         axis.loglog(evaluations, distance, "o-", label=solver)
     name_rows(axes, ["Euler", "Heun"])
@@ -364,20 +424,22 @@ def prompts(artist):
 
 
 def compositions(artist):
-    """Prompts that no training caption holds: each half is known, the whole is not."""
-    asked = [
-        "a photo of a cat on a ship",
-        "a photo of a ship",
-        "a photo of a cat",
-        "a photo of a red bird",
-        "a photo of a bird",
-        "two horses",
-    ]
-    figure, axes = grid(len(asked), 5, left=1.6)
-    for row, prompt in zip(axes, asked):
-        for axis, image in zip(row, artist.draw([prompt] * 5, artist.noise(5))):
-            show(axis, image)
-    name_rows(axes, asked)
+    """Prompts that no caption holds, each beside one that the training had, by the same noises."""
+    asked = {
+        "a photo of a cat": "a photo of a cat on a ship",
+        "a photo of a bird": "a photo of a red bird",
+        "a photo of a horse": "two horses",
+        "a photo of an automobile": "a flying car",
+        "a photo of a truck": "a fast truck",
+    }
+    figure = Figure(figsize=(9, 1.2 * len(asked)), dpi=110, layout="constrained")
+    for half, column in zip(figure.subfigures(1, 2), (asked.keys(), asked.values())):
+        axes = half.subplots(len(asked), 4)
+        for row, prompt in zip(axes, column):
+            for axis, image in zip(row, artist.draw([prompt] * 4, artist.noise(4))):
+                show(axis, image)
+            row[0].set_title(prompt, fontsize=10, loc="left")
+        bare(*axes.flat)
     return figure
 
 
@@ -385,7 +447,7 @@ def compositions(artist):
 def sentences(artist):
     """Twenty sentences that no picture of the training had, and what is drawn for each."""
     asked = shapes.split_captions()["two, new"][::4][:20]
-    images = artist.draw(asked, artist.noise(20), cfg=3)
+    images = artist.draw(asked, artist.noise(20))
     figure, axes = grid(4, 5, width=1.5, height=1.65, left=0)
     for axis, image, caption in zip(axes.flat, images, asked):
         first, relation, second = re.split(" (left of|above) ", caption)
@@ -403,7 +465,7 @@ def held_out(artist):
     ]
     figure, axes = grid(len(asked), 6, left=2.2)
     for row, caption in zip(axes, asked):
-        for axis, image in zip(row, artist.draw([caption] * 6, artist.noise(6), cfg=3)):
+        for axis, image in zip(row, artist.draw([caption] * 6, artist.noise(6))):
             show(axis, image)
     name_rows(axes, asked)
     return figure
@@ -419,7 +481,7 @@ def words(artist):
     asked = new[:: len(new) // 4][:4]
     artist = copy.deepcopy(artist)  # the other figures' model stays without hooks
     maps = sample.record_attention(artist.model, len(asked))
-    images = artist.draw(asked, artist.noise(len(asked)), cfg=3)
+    images = artist.draw(asked, artist.noise(len(asked)))
     A = torch.stack(maps).mean(dim=0)  # [B, N, M]
     A = A / A.sum(dim=1, keepdim=True)
     side = math.isqrt(A.shape[1])
@@ -463,8 +525,8 @@ def growth(_):
 FIGURES = {
     figure.__name__: figure
     for figure in (
-        idea, cosines, attention_in_time, sinusoids, data, lines, sweep, guidance, losses, path,
-        solvers, prompts, compositions, sentences, held_out, words, growth,
+        idea, cosines, attention, attention_in_time, sinusoids, data, lines, sweep, guidance,
+        losses, path, solvers, prompts, compositions, sentences, held_out, words, growth,
     )
 }  # fmt: skip
 
@@ -475,7 +537,7 @@ def main():
     artist = None
     for name in args.names:
         if artist is None and name not in ("idea", "cosines", "sinusoids", "growth"):
-            artist = Artist(args.checkpoint)
+            artist = Artist(args.checkpoint, args.cfg)
         figure = FIGURES[name](artist)
         figure.savefig(args.out / f"{name}.png")
         print(f"{args.out / name}.png", flush=True)
@@ -486,6 +548,7 @@ def parse_args():
     add, usual = parser.add_argument, Path("runs/cifar10/checkpoint.pt")
     add("names", nargs="+", choices=FIGURES, metavar="NAME", help=", ".join(FIGURES))
     add("--checkpoint", type=Path, default=usual, metavar="PATH", help="(%(default)s)")
+    add("--cfg", type=float, default=3, metavar="W", help="guidance scale (%(default)s)")
     add("--out", type=Path, default=DOCS, metavar="DIR", help="(docs)")
     return parser.parse_args()
 

@@ -22,7 +22,7 @@ from tests import ablate, benchmark, clip, compose, exact, judge, shapes, ways
 from tests import strategies as draw
 from tests.conftest import CHAPTERS, NAME, ROOT, read_statements
 
-COMPOSITION = ROOT / "docs/8-composition.md"  # a chapter without statements
+EXAMPLES = sorted((ROOT / "docs").glob("[0-9]-*.md"))  # the chapters, with and without statements
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -128,7 +128,7 @@ def split_example(path):
     )
 
 
-@pytest.mark.parametrize("path", [*CHAPTERS, COMPOSITION], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_the_example_prints_what_the_chapter_says(path, recwarn):
     example, printed = split_example(path)
     torch.manual_seed(0)
@@ -168,6 +168,7 @@ PARSERS = {
     "tests/ways.py": ways.parse_args,
     "tests/exact.py": exact.parse_args,
     "docs/page.py": argparse.ArgumentParser().parse_args,
+    "docs/tour.py": argparse.ArgumentParser().parse_args,
     "docs/links.py": argparse.ArgumentParser().parse_args,
     "docs/blank.py": lambda: runpy.run_path(str(ROOT / "docs/blank.py"))["blank"](sys.argv[1]),
     "docs/figures.py": runpy.run_path(str(ROOT / "docs/figures.py"))["parse_args"],
@@ -217,6 +218,13 @@ def test_links_and_pictures_resolve(path):
             assert (path.parent / target).exists(), f"{path.name} points to {target}"
     for picture in (ROOT / "docs").rglob("*.png"):
         assert picture.stat().st_size < 300_000, picture
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_a_caption_has_three_lines_at_most(path):
+    """What stands in italics below a picture; the rest is text."""
+    for name, caption in re.findall(r"^!\[.*\]\((.+)\)\n\n(\*(?:.+\n)+)", path.read_text(), re.M):
+        assert caption.count("\n") <= 3, f"{path.name}: {name}"
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="since 3.12 an f-string is many tokens")
