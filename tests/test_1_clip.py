@@ -145,7 +145,7 @@ def test_no_place_after_the_longest_prompt_is_computed(small_encoder, texts):
     longest = max(row.index(49407) for row in small_encoder.tokenize(texts).tolist()) + 1
     assert places == {longest}, f"the layers saw {places} places, the longest has {longest}"
     sizes = list(Z.shape), list(mask.shape)
-    expected = [len(texts), longest, 256], [len(texts), longest]
+    expected = [len(texts), longest, 64], [len(texts), longest]
     assert sizes == expected, f"Z and mask have the shapes {sizes}, expected {expected}"
 
 
@@ -215,7 +215,7 @@ def test_quickgelu(encoder, small_encoder):
     x = torch.linspace(-3, 3, 7)
     plain = small_encoder.tower.transformer.resblocks[
         0
-    ].mlp.gelu  # ViT-S-32-alt has the ordinary one
+    ].mlp.gelu  # small-clip has the ordinary one
     close("the plain activation", plain(x), x * 0.5 * (1 + torch.erf(x / 2**0.5)))
     activation = encoder.tower.transformer.resblocks[0].mlp.gelu
     close("the activation", activation(x), x / (1 + torch.exp(-1.702 * x)))
@@ -258,7 +258,7 @@ def weights_that_do_not_fit(encoder):
 def test_weights_that_do_not_fit_are_refused(small_encoder, tmp_path):
     for content in weights_that_do_not_fit(small_encoder):
         torch.save(content, tmp_path / "weights.pt")
-        refuses(Exception, "ViT-S-32-alt", tmp_path / "weights.pt")
+        refuses(Exception, "small-clip", tmp_path / "weights.pt")
 
 
 def test_what_is_said_of_weights_that_do_not_fit(small_encoder, tmp_path):
@@ -267,10 +267,10 @@ def test_what_is_said_of_weights_that_do_not_fit(small_encoder, tmp_path):
         torch.save(content, tmp_path / name)
         reason = {"missing": "ln_final.weight", "reshaped": "text_projection"}.get(name, "")
         with pytest.raises(ValueError, match=rf"(?s){name} holds no text tower.*{reason}"):
-            flowclip.CLIPTextEncoder("ViT-S-32-alt", tmp_path / name)
+            flowclip.CLIPTextEncoder("small-clip", tmp_path / name)
     (tmp_path / "text").write_text("not a checkpoint")
     with pytest.raises(ValueError, match="holds no text tower"):
-        flowclip.CLIPTextEncoder("ViT-S-32-alt", str(tmp_path / "text"))
+        flowclip.CLIPTextEncoder("small-clip", str(tmp_path / "text"))
     with pytest.raises(ValueError, match="nothing.pt holds no text tower .*openai.* No such file"):
         flowclip.CLIPTextEncoder(pretrained=str(tmp_path / "nothing.pt"))
     with pytest.raises(ValueError, match="'ViT-B-32-quickgel' is no model"):
@@ -360,7 +360,7 @@ def test_a_download_is_loaded(encoder, monkeypatch, tmp_path):
 def test_a_call_is_no_longer_than_its_longest_prompt(small_encoder):
     """What the samplers and the trainer read; encode() pads to all 77 places."""
     Z, mask = small_encoder(["a red car", "a car"])
-    assert Z.shape == (2, 5, 256) and mask.tolist() == [5 * [True], 4 * [True] + [False]]
+    assert Z.shape == (2, 5, 64) and mask.tolist() == [5 * [True], 4 * [True] + [False]]
     padded = small_encoder.encode(["a red car", "a car"])
     assert torch.equal(padded[:, :5], Z) and padded[:, 5:].eq(0).all() and padded.shape[1] == 77
 
