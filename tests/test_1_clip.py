@@ -71,16 +71,17 @@ def test_tokens_of_a_red_car(encoder):
 
 @pytest.mark.spec("CLIP-2")
 @given(st.sampled_from(["dog", "!", "xylophone", "猫"]), st.integers(60, 90))
+@example("dog", 74)
 @example("dog", 75)
 @example("dog", 76)
-@example("dog", 77)
 def test_long_prompts_are_cut_with_a_warning(small_encoder, word, count):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        ids = small_encoder.tokenize(" ".join(count * [word]))[0]
-    pieces = count * ids_between(small_encoder, word)
-    expected = padded([49406, *pieces[:75], 49407])
-    equal(f"the ids of {count} times {word!r}", ids, expected)
+        ids = small_encoder.tokenize(" ".join(["cat", *(count - 1) * [word]]))[0]
+    pieces = ids_between(small_encoder, "cat") + (count - 1) * ids_between(small_encoder, word)
+    expected = [49406, *pieces[:75], 49407]
+    assert len(ids) == 77, f"{len(ids)} ids, expected 77"
+    equal(f"the ids of a cat and {count - 1} times {word!r}", ids[: len(expected)], expected)
     said = [str(warning.message) for warning in caught]
     assert bool(said) == (len(pieces) > 75), f"{len(pieces)} tokens, and the warnings are {said}"
 
@@ -115,15 +116,20 @@ def test_shape_and_float32(encoder):
     close("Z of a call", called[mask], Z[:, : mask.shape[1]][mask])
 
 
+def whole_tower(encoder, ids):
+    """open_clip's own forward pass, over all 77 places -> [B, 77, D]."""
+    tower = copy.copy(encoder.tower)
+    tower.output_tokens = True
+    with torch.no_grad():
+        return tower(torch.as_tensor(ids))[1]
+
+
 @pytest.mark.spec("CLIP-4")
 @given(st.lists(draw.prompts, min_size=1, max_size=3))
 @example(["", "a!=b", 75 * "dog "])
 def test_real_tokens_are_those_of_the_whole_tower_and_padding_is_zero(small_encoder, texts):
     (Z, mask), padded_Z = small_encoder(texts), small_encoder.encode(texts)
-    ids, tower = small_encoder.tokenize(texts), copy.copy(small_encoder.tower)
-    tower.output_tokens = True  # open_clip's own forward pass, over all 77 places
-    with torch.no_grad():
-        whole = tower(ids)[1][:, : mask.shape[1]]
+    whole = whole_tower(small_encoder, small_encoder.tokenize(texts))[:, : mask.shape[1]]
     close("Z at the real tokens", Z[mask], whole[mask], atol=1e-4, rtol=1e-4)
     equal("Z at the padding", Z[~mask], torch.zeros_like(Z[~mask]))
     expected = torch.nn.functional.pad(Z, (0, 0, 0, 77 - Z.shape[1]))
@@ -143,7 +149,7 @@ def test_no_place_after_the_longest_prompt_is_computed(small_encoder, texts):
         for hook in hooks:
             hook.remove()
     longest = max(row.index(49407) for row in small_encoder.tokenize(texts).tolist()) + 1
-    assert places == {longest}, f"the layers saw {places} places, the longest has {longest}"
+    assert max(places) == longest, f"the layers saw {places} places, the longest has {longest}"
     sizes = list(Z.shape), list(mask.shape)
     expected = [len(texts), longest, 64], [len(texts), longest]
     assert sizes == expected, f"Z and mask have the shapes {sizes}, expected {expected}"
@@ -182,7 +188,9 @@ def test_null_text_is_bos_eos_and_not_zeros(encoder):
     Z, mask = encoder("")
     assert mask.sum() == 2, f"a mask of {mask.sum()} tokens, expected BOS and EOS"
     beside = encoder(["a cat", ""])[0][1, :2]
-    close("the null text's vectors beside another text", beside, Z[0, :2], atol=1e-4)
+    expected = whole_tower(encoder, [padded([49406, 49407])])[0, :2]
+    close("the null text's vectors", Z[0, :2], expected, atol=1e-4)
+    close("the null text's vectors beside another text", beside, expected, atol=1e-4)
     largest = Z[0, :2].abs().amax(-1)
     assert largest.min() > 0.1, f"the largest numbers of its two vectors are {largest.tolist()}"
 
@@ -367,7 +375,7 @@ def test_a_call_is_no_longer_than_its_longest_prompt(small_encoder):
 
 # ---- L_CLIP ----
 @pytest.mark.spec("CLIP-15")
-@given(draw.seeds, st.integers(1, 6), st.integers(1, 5), st.floats(0.05, 2))
+@given(draw.seeds, st.integers(1, 6), st.integers(1, 5), st.floats(0.005, 2))
 def test_the_clip_loss_is_what_loops_give(seed, N, D, temperature):
     rand = torch.Generator().manual_seed(seed)
     images, texts = torch.randn(2, N, D, generator=rand, dtype=torch.float64)
