@@ -22,6 +22,7 @@ CHAPTERS = sorted((ROOT / "docs").glob("[1-7]-*.md"))
 NAME = r"[A-Z]+-\d+"
 sys.path.insert(0, str(ROOT))
 open_clip.add_model_config(ROOT / "tests/small-clip.json")  # one more name that it knows
+torch.set_num_threads(1)  # tensors are small: a second thread would wait more than it works
 
 quiet = {
     "deadline": None,

@@ -57,6 +57,7 @@ def begin(folder):
         "loops": ("few", ["--impl=tests/strangers/loops.py", *chapters]),
         "written": ("few", attention["written"]),
         "blank": ("few", attention["blank"]),
+        "inside": ("few", ["--impl", "tests/strangers/loops.py", "--spec", "ATTN"]),
         "unfinished": ("few", [f"--impl={folder / 'unfinished.py'}"]),
     })  # fmt: skip
 
@@ -78,6 +79,11 @@ def test_a_correct_file_in_another_style_is_green(judged_runs, stranger):
     assert status == 0 and f"the spec of {stranger}.py" in out and "fail:" not in out, out + err
     for chapter, (count, hold, *_) in table(out).items():
         assert hold == (0 if chapter[0] in "14" else count), out
+
+
+def test_a_file_inside_needs_no_equals_sign(judged_runs):
+    status, out, err = judged_runs["inside"]
+    assert status == 0 and table(out)["2-attention"][:2] == [9, 9], out + err
 
 
 def test_a_file_with_one_class_fails_nothing_but_what_needs_the_rest(judged_runs):
