@@ -17,7 +17,7 @@ word = st.text("abcdefgxyzé猫", min_size=1, max_size=7)
 words = st.lists(word | st.sampled_from(["!", "?!", "7", "42", "猫"]), max_size=5)
 caption = st.sampled_from(["", "dog", "a red car", "a very long sentence", "猫"])
 captions = st.lists(caption, min_size=1, max_size=3)
-names = st.text("abeiouxyzAEIOUB ", min_size=1, max_size=12)
+names = st.text("abeiouxyzAEIOUB _", min_size=1, max_size=12)
 
 
 @dataclass

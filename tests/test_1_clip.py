@@ -71,16 +71,17 @@ def test_tokens_of_a_red_car(encoder):
 
 @pytest.mark.spec("CLIP-2")
 @given(st.sampled_from(["dog", "!", "xylophone", "猫"]), st.integers(60, 90))
+@example("dog", 74)
 @example("dog", 75)
 @example("dog", 76)
-@example("dog", 77)
 def test_long_prompts_are_cut_with_a_warning(small_encoder, word, count):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        ids = small_encoder.tokenize(" ".join(count * [word]))[0]
-    pieces = count * ids_between(small_encoder, word)
-    expected = padded([49406, *pieces[:75], 49407])
-    equal(f"the ids of {count} times {word!r}", ids, expected)
+        ids = small_encoder.tokenize(" ".join(["cat", *(count - 1) * [word]]))[0]
+    pieces = ids_between(small_encoder, "cat") + (count - 1) * ids_between(small_encoder, word)
+    expected = [49406, *pieces[:75], 49407]
+    assert len(ids) == 77, f"{len(ids)} ids, expected 77"
+    equal(f"the ids of a cat and {count - 1} times {word!r}", ids[: len(expected)], expected)
     said = [str(warning.message) for warning in caught]
     assert bool(said) == (len(pieces) > 75), f"{len(pieces)} tokens, and the warnings are {said}"
 
@@ -143,9 +144,9 @@ def test_no_place_after_the_longest_prompt_is_computed(small_encoder, texts):
         for hook in hooks:
             hook.remove()
     longest = max(row.index(49407) for row in small_encoder.tokenize(texts).tolist()) + 1
-    assert places == {longest}, f"the layers saw {places} places, the longest has {longest}"
+    assert max(places) == longest, f"the layers saw {places} places, the longest has {longest}"
     sizes = list(Z.shape), list(mask.shape)
-    expected = [len(texts), longest, 256], [len(texts), longest]
+    expected = [len(texts), longest, 64], [len(texts), longest]
     assert sizes == expected, f"Z and mask have the shapes {sizes}, expected {expected}"
 
 
@@ -163,9 +164,13 @@ def test_a_later_token_never_changes_an_earlier_vector(small_encoder, start, one
 def test_each_prompt_is_encoded_by_itself(small_encoder, texts, random):
     order = list(range(len(texts)))
     random.shuffle(order)
-    Z, Z_permuted = small_encoder.encode(texts), small_encoder.encode([texts[i] for i in order])
-    close(f"Z in the order {order}", Z_permuted, Z[order], atol=1e-4, rtol=1e-4)
-    close("Z of the first alone", small_encoder.encode(texts[:1])[0], Z[0], atol=1e-4, rtol=1e-4)
+    Z, mask = small_encoder(texts)
+    Z_permuted, _ = small_encoder([texts[i] for i in order])
+    alone, _ = small_encoder(texts[:1])
+    length = int(mask[0].sum())
+    permuted = Z_permuted[mask[order]]
+    close(f"Z in the order {order}", permuted, Z[order][mask[order]], atol=1e-4, rtol=1e-4)
+    close("Z of the first alone", alone[0, :length], Z[0, :length], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.spec("CLIP-7")
@@ -181,8 +186,9 @@ def test_pooled_is_z_at_eos(small_encoder, texts):
 def test_null_text_is_bos_eos_and_not_zeros(encoder):
     Z, mask = encoder("")
     assert mask.sum() == 2, f"a mask of {mask.sum()} tokens, expected BOS and EOS"
-    beside = encoder(["a cat", ""])[0][1, :2]
+    cat, beside = encoder(["a cat", ""])[0][:, :2]
     close("the null text's vectors beside another text", beside, Z[0, :2], atol=1e-4)
+    close("its BOS, which is that of any text,", Z[0, 0], cat[0], atol=1e-4)
     largest = Z[0, :2].abs().amax(-1)
     assert largest.min() > 0.1, f"the largest numbers of its two vectors are {largest.tolist()}"
 
@@ -215,7 +221,7 @@ def test_quickgelu(encoder, small_encoder):
     x = torch.linspace(-3, 3, 7)
     plain = small_encoder.tower.transformer.resblocks[
         0
-    ].mlp.gelu  # ViT-S-32-alt has the ordinary one
+    ].mlp.gelu  # small-clip has the ordinary one
     close("the plain activation", plain(x), x * 0.5 * (1 + torch.erf(x / 2**0.5)))
     activation = encoder.tower.transformer.resblocks[0].mlp.gelu
     close("the activation", activation(x), x / (1 + torch.exp(-1.702 * x)))
@@ -314,7 +320,7 @@ def weights_that_do_not_fit(encoder):
 def test_weights_that_do_not_fit_are_refused(small_encoder, tmp_path):
     for content in weights_that_do_not_fit(small_encoder):
         torch.save(content, tmp_path / "weights.pt")
-        refuses(Exception, "ViT-S-32-alt", tmp_path / "weights.pt")
+        refuses(Exception, "small-clip", tmp_path / "weights.pt")
 
 
 def test_what_is_said_of_weights_that_do_not_fit(small_encoder, tmp_path):
@@ -323,10 +329,10 @@ def test_what_is_said_of_weights_that_do_not_fit(small_encoder, tmp_path):
         torch.save(content, tmp_path / name)
         reason = {"missing": "KeyError", "reshaped": "ln_final.bias"}.get(name, "")
         with pytest.raises(ValueError, match=rf"(?s){name}' gives no text tower.*{reason}"):
-            flowclip.CLIPTextEncoder("ViT-S-32-alt", tmp_path / name)
+            flowclip.CLIPTextEncoder("small-clip", tmp_path / name)
     (tmp_path / "text").write_text("not a checkpoint")
     with pytest.raises(ValueError, match="gives no text tower"):
-        flowclip.CLIPTextEncoder("ViT-S-32-alt", str(tmp_path / "text"))
+        flowclip.CLIPTextEncoder("small-clip", str(tmp_path / "text"))
     with pytest.raises(ValueError, match="nothing.pt' gives .*No such file.*'openai'"):
         flowclip.CLIPTextEncoder(pretrained=str(tmp_path / "nothing.pt"))
     with pytest.raises(ValueError, match="'ViT-B-32-quickgel' is no model"):
@@ -417,14 +423,14 @@ def test_a_download_is_loaded(encoder, monkeypatch, tmp_path):
 def test_a_call_is_no_longer_than_its_longest_prompt(small_encoder):
     """What the samplers and the trainer read; encode() pads to all 77 places."""
     Z, mask = small_encoder(["a red car", "a car"])
-    assert Z.shape == (2, 5, 256) and mask.tolist() == [5 * [True], 4 * [True] + [False]]
+    assert Z.shape == (2, 5, 64) and mask.tolist() == [5 * [True], 4 * [True] + [False]]
     padded = small_encoder.encode(["a red car", "a car"])
     assert torch.equal(padded[:, :5], Z) and padded[:, 5:].eq(0).all() and padded.shape[1] == 77
 
 
 # ---- L_CLIP ----
 @pytest.mark.spec("CLIP-15")
-@given(draw.seeds, st.integers(1, 6), st.integers(1, 5), st.floats(0.05, 2))
+@given(draw.seeds, st.integers(1, 6), st.integers(1, 5), st.floats(0.005, 2))
 def test_the_clip_loss_is_what_loops_give(seed, N, D, temperature):
     rand = torch.Generator().manual_seed(seed)
     images, texts = torch.randn(2, N, D, generator=rand, dtype=torch.float64)

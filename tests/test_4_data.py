@@ -35,9 +35,12 @@ def test_a_photo_of_a_name(names):
 
 @pytest.mark.spec("DATA-2")
 @given(draw.names)
+@example("unicorn")  # the letter, not the sound
 @example("one")
 @example("onion")
 @example("Owl")
+@example("hour")
+@example("écu")
 def test_the_article(name):
     expected = "an" if name[0] in "aeiouAEIOU" and name != "one" else "a"
     said = flowclip.make_captions([name])[0]
@@ -100,8 +103,9 @@ def captions_of(folder, **given):
 @pytest.mark.spec("DATA-6")
 @given(
     st.lists(st.text("aeiouxyzAEIOU0é猫", min_size=1, max_size=5), min_size=1, max_size=3),
-    draw.prompts,
+    st.text("aB _!é猫0\n", max_size=20),
 )
+@example(["my", "red", "car"], "Two lines,\n\nas it_stands")
 def test_a_folder_is_a_caption_unless_a_text_stands_beside_the_image(
     of_train, tmp_path, parts, caption
 ):

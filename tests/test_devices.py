@@ -37,7 +37,7 @@ def test_the_text_encoder_works_where_it_is_wanted(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "unique", lambda ids, **given: (ids, torch.arange(len(ids))))
     monkeypatch.setattr(flowclip, "trim_context", lambda Z, mask: (Z[:, :3], mask[:, :3]))
     with pytest.warns(UserWarning, match="untrained"):
-        encoder = flowclip.CLIPTextEncoder("ViT-S-32-alt", "untrained", device="meta")
+        encoder = flowclip.CLIPTextEncoder("small-clip", "untrained", device="meta")
     encoder.tower.transformer.forward = lambda x, attn_mask: x + attn_mask[..., None].sum()
     made = encoder.tower.token_embedding.weight, *encoder(["dog", ""])
     assert {tensor.device.type for tensor in made} == {"meta"} and asked == ["meta"]

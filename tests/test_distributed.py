@@ -72,7 +72,7 @@ def runs(tmp_path_factory):
         pytest.skip("no fork here")
     folder = tmp_path_factory.mktemp("distributed")
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], cwd=folder, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", SCRIPT], cwd=folder, capture_output=True, text=True, timeout=300,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

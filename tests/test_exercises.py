@@ -6,16 +6,13 @@ answer says. Write: the answer's code, in place of flowclip.py's own, holds its 
 
 import contextlib
 import io
-import os
 import re
-import subprocess
-import sys
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+from tests import several
 from tests.conftest import CHAPTERS, NAME, ROOT
 
 CODE = (ROOT / "flowclip.py").read_text()
@@ -83,31 +80,23 @@ def test_what_is_predicted_is_what_is_printed(path):
     assert said.getvalue().strip() == block(answer)
 
 
-def judged(job):
-    """-> (the statements of its part that fail when this code is judged, pytest's output)."""
-    code, part, mine = job
-    mine.write_text(code)
-    chapters = sorted(map(str, (ROOT / "tests").glob("test_[1-7]_*.py")))
-    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--impl={mine}"]
-    run += ["--spec", part, *chapters]
-    env = os.environ | {"HYPOTHESIS_PROFILE": "brief", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True)
-    return {
-        name for line in re.findall(r"^ +fail: (.*)", done.stdout, re.M) for name in line.split()
-    }, done.stdout
-
-
 @pytest.fixture(scope="module")
 def verdicts(request, tmp_path_factory):
-    """{code: what fails} of the exercises that are asked for, one a core at a time."""
-    jobs = []
+    """{code: (what fails, pytest's output)} of the exercises that are asked for."""
+    chapters = sorted(map(str, (ROOT / "tests").glob("test_[1-7]_*.py")))
+    jobs = {}
     for item in request.session.items:
         if "verdicts" in item.fixturenames:
             asked = item.callspec.params
             code = asked.get("code") or CODE.replace(asked["old"], asked["new"])
-            jobs.append((code, asked["part"], tmp_path_factory.mktemp("exercise") / "mine.py"))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip((code for code, _, _ in jobs), pool.map(judged, jobs)))
+            mine = tmp_path_factory.mktemp("exercise") / "mine.py"
+            mine.write_text(code)
+            jobs[code] = "brief", [f"--impl={mine}", "--spec", asked["part"], *chapters]
+    found = {}
+    for code, (_, out, _) in several.start(jobs)().items():
+        failed = " ".join(re.findall(r"^ +fail: (.*)", out, re.M)).split()
+        found[code] = set(failed), out
+    return found
 
 
 @pytest.mark.heavy

@@ -49,10 +49,10 @@ def test_the_judge_sees_each_image_shifted_by_itself(monkeypatch):
     """
     seen, plain = [], judge.Judge.forward
     monkeypatch.setattr(judge.Judge, "forward", lambda self, x: seen.append(x) or plain(self, x))
-    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).repeat(32, 1, 1, 1)
+    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).repeat(16, 1, 1, 1)
     for mirror, places in ((False, 9), (True, 18)):
         seen.clear()
-        judge.fit_judge(images, torch.arange(32) % 2, 2, "cpu", mirror)
+        judge.fit_judge(images, torch.arange(16) % 2, 2, "cpu", mirror)
         assert len(seen) == 100 and len(torch.cat(seen).unique(dim=0)) == places
         assert all(len(x.unique(dim=0)) > 4 for x in seen)
 
@@ -79,7 +79,7 @@ def test_images_are_mirrored_by_a_coin_each():
 def train_100_steps(make_model, monkeypatch):
     """-> a function that trains by a kind of trainer -> (the trainer, the times t of its steps)."""
     plain = flowclip.flow_matching_loss
-    data = [(2 * torch.rand(100, 3, 8, 8) - 1, torch.arange(100) % 2)] * 10
+    data = [(2 * torch.rand(100, 3, 4, 4) - 1, torch.arange(100) % 2)] * 10
 
     def run(kind):
         times = []
@@ -90,7 +90,8 @@ def train_100_steps(make_model, monkeypatch):
 
         monkeypatch.setattr(flowclip, "flow_matching_loss", watch)
         captions = ["a", "b"] * 50
-        trainer = kind(make_model(), draw.StandIn(), data, lambda labels: captions, device="cpu")
+        model, encoder = make_model(img_size=4, depth=1), draw.StandIn()
+        trainer = kind(model, encoder, data, lambda labels: captions, device="cpu")
         trainer.train(10)
         assert flowclip.flow_matching_loss is watch, "nothing is patched for good"
         return trainer, torch.cat(times)

@@ -195,8 +195,8 @@ def test_flags_that_cannot_be_read(command, module, argv, words):
     (["--embed-dim", 6, "--heads", 2], "embed_dim is 6, expected a multiple of 4"),
     (["--patch-size", 3], "img_size is 8, expected a multiple of 3"),
     (["--clip", "ViT-B-23", "--clip-weights", "x"], "'ViT-B-23' is no model of open_clip"),
-    (["--clip", "ViT-S-32-alt", "--clip-weights", "no.pt"], "'no.pt' gives no text tower of"),
-    (["--clip", "ViT-S-32-alt", "--clip-weights", "other.pt"], "'other.pt' gives no text tower of"),
+    (["--clip", "small-clip", "--clip-weights", "no.pt"], "'no.pt' gives no text tower of"),
+    (["--clip", "small-clip", "--clip-weights", "other.pt"], "'other.pt' gives no text tower of"),
     (["--out", "other.pt"], "other.pt"),
     (["--out", "other.pt/run"], "other.pt/run"),
 ])  # fmt: skip
@@ -348,7 +348,7 @@ def test_the_same_text_weights_by_another_path_go_on(command, no_pictures, small
     state = small_encoder.tower.state_dict()
     torch.save(state, "right.pt")
     torch.save({name: tensor + 0.01 for name, tensor in state.items()}, "wrong.pt")
-    options = [*DEMO, "--clip", "ViT-S-32-alt", "--clip-weights"]
+    options = [*DEMO, "--clip", "small-clip", "--clip-weights"]
     assert command(train, *options, "right.pt", "--max-steps", 1)[0] == 0
     Path("right.pt").rename("moved.pt")
     assert command(train, *options, "moved.pt", "--resume", "--max-steps", 2)[0] == 0
@@ -463,8 +463,8 @@ def test_many_long_captions_are_one_note(command, no_pictures, tmp_path):
     for n in range(40):
         picture(tmp_path / f"my/{n}.png")
         (tmp_path / f"my/{n}.txt").write_text(f"{n} " + 90 * "dog ")
-    options = ["--data", "my", "--clip", "ViT-S-32-alt", "--clip-weights", "w.pt", *TINY]
-    torch.save(flowclip.CLIPTextEncoder("ViT-S-32-alt", "untrained").tower.state_dict(), "w.pt")
+    options = ["--data", "my", "--clip", "small-clip", "--clip-weights", "w.pt", *TINY]
+    torch.save(flowclip.CLIPTextEncoder("small-clip", "untrained").tower.state_dict(), "w.pt")
     status, out, err = command(train, *options, "--batch-size", 8, "--max-steps", 5)
     assert status == 0, err
     assert [line for line in out.splitlines() if "note" in line] == [

@@ -58,8 +58,8 @@ def test_a_small_clip_learns_pairs_and_is_read_by_the_encoder(tmp_path):
     drawn = np.stack([shapes.draw_caption(caption, 24, rand) for caption in CAPTIONS])
     images, labels = torch.from_numpy(drawn).permute(0, 3, 1, 2), torch.arange(len(CAPTIONS))
     torch.manual_seed(0)
-    pairs = clip.Pairs("ViT-S-32-alt", CAPTIONS, 24)
-    encoder = flowclip.CLIPTextEncoder("ViT-S-32-alt", "untrained")
+    pairs = clip.Pairs("small-clip", CAPTIONS, 24)
+    encoder = flowclip.CLIPTextEncoder("small-clip", "untrained")
     vectors = pairs.text_vectors(CAPTIONS)
     _, pooled = encoder.encode(CAPTIONS, return_pooled=True)
     torch.testing.assert_close(vectors, pooled @ pairs.text_projection)
@@ -69,7 +69,7 @@ def test_a_small_clip_learns_pairs_and_is_read_by_the_encoder(tmp_path):
     assert pairs(flowclip.normalize_images(images), CAPTIONS).item() < loss / 2
 
     torch.save(pairs.tower.state_dict(), tmp_path / "clip.pt")
-    read = flowclip.CLIPTextEncoder("ViT-S-32-alt", tmp_path / "clip.pt")
+    read = flowclip.CLIPTextEncoder("small-clip", tmp_path / "clip.pt")
     _, pooled = read.encode(CAPTIONS, return_pooled=True)
     torch.testing.assert_close(
         pairs.text_vectors(CAPTIONS), pooled @ pairs.text_projection, atol=1e-4, rtol=1e-4

@@ -1,4 +1,4 @@
-"""Chapters 2, 3, 5, 6 and 7 by another hand: plain matrix products, and loops over heads and steps.
+"""Chapters 2 to 7 by another hand: plain matrix products, and loops over heads and steps.
 
 It is written from the docs and docs/interface.md alone. The spec must find nothing wrong with it.
 """
@@ -220,6 +220,35 @@ class TextConditionalDiT(DiT):
 
     def forward(self, xt, t, context, mask=None):
         return self.walk(xt, self.condition(t), self.context_proj(context), mask)
+
+
+# ---- 4 ----
+def make_captions(names):
+    captions = []
+    for name in names:
+        captions.append("a photo of a " + name)
+        for letter in "aeiouAEIOU":
+            if name.startswith(letter) and name != "one":
+                captions[-1] = "a photo of an " + name
+    return captions
+
+
+def make_cifar10_captions(labels):
+    first, second = ["airplane", "automobile", "bird", "cat", "deer"], ["dog", "frog", "horse"]
+    classes = first + second + ["ship", "truck"]
+    for label in labels:
+        if int(label) not in range(10):
+            raise ValueError(label)
+    return make_captions([classes[int(label)] for label in labels])
+
+
+def normalize_images(images):
+    return (2 * images.to(torch.float32) - 255) / 255
+
+
+def denormalize_images(images):
+    u = torch.floor(255 * (images.float() + 1) / 2 + 0.5)
+    return torch.minimum(torch.maximum(u, torch.tensor(0.0)), torch.tensor(255.0)).to(torch.uint8)
 
 
 # ---- 5 ----
