@@ -132,11 +132,13 @@ class StandIn(torch.nn.Module):
         prompts = [prompts] if isinstance(prompts, str) else prompts
         self.asked += prompts
         ids = torch.zeros(len(prompts), 9, dtype=torch.long)
+        lengths = []
         for row, prompt in enumerate(prompts):
-            for m, word in enumerate(prompt.split()[:7]):
-                ids[row, m + 1] = sum(map(ord, word)) % 256
-        lengths = torch.tensor([2 + min(7, len(prompt.split())) for prompt in prompts])
-        return self.table[ids], torch.arange(9) < lengths[:, None]
+            words = [sum(map(ord, word)) % 256 for word in prompt.split()[:7]]
+            real = [1, *words, 2]  # BOS and EOS are not as the padding is
+            ids[row, : len(real)] = torch.tensor(real)
+            lengths.append(len(real))
+        return self.table[ids], torch.arange(9) < torch.tensor(lengths)[:, None]
 
 
 class Velocity:

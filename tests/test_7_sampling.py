@@ -218,6 +218,12 @@ def test_no_graph_and_modes_as_found(cfg_scale):
 
 # ---- Beyond the statements ----
 @solvers
+def test_a_model_of_a_wider_type_does_not_widen_the_state(solver):
+    out = flowclip.integrate(lambda x, t: x.double(), torch.ones(1, 2), 2, solver)
+    assert out.dtype == torch.float32
+
+
+@solvers
 @given(st.lists(st.floats(-2, 2), min_size=1, max_size=3), draw.steps)
 def test_steps_equal_the_loop(solver, values, N):
     x1 = torch.tensor(values).double()[:, None]

@@ -386,7 +386,7 @@ def test_the_picture_is_the_images_in_their_order(monkeypatch, tmp_path):
     monkeypatch.setattr(flowclip.Figure, "savefig", noted)
     images = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
     titles, path = ["one", "$\\frac$", 50 * "long "], tmp_path / "new/a.png"
-    flowclip.save_picture(path, images, 3, titles, ["first", "second"])
+    flowclip.save_picture(path, images, 3, titles, ["first", 20 * "w"])
     *axes, empty = figures[0].axes
     for axis, image in zip(axes, images, strict=True):
         (shown,) = axis.images
@@ -395,8 +395,11 @@ def test_the_picture_is_the_images_in_their_order(monkeypatch, tmp_path):
     assert not empty.images
     assert [axis.get_title() for axis in axes[:2]] == titles[:2]
     assert len(axes[2].get_title().splitlines()) == 3 and axes[2].get_title().endswith("[...]")
-    assert [axis.get_ylabel() for axis in figures[0].axes] == ["first", "", "", "second", "", ""]
-    assert min(Image.open(path).size) > 2 * 128
+    assert [axis.get_ylabel() for axis in figures[0].axes] == ["first", "", "", 20 * "w", "", ""]
+    saved = np.asarray(Image.open(path).convert("L"))
+    assert saved.shape == (2 * 187, 3 * 154 + 220), "an image 187 x 154, the names 220"
+    border = [*saved[[0, -1]].flat, *saved[:, [0, -1]].flat]
+    assert min(border) == 255, "a name is cut off"
 
 
 def test_other_text_weights_are_refused(command, drawn, small_encoder):

@@ -25,6 +25,7 @@ def test_equations_stay_where_their_inputs_are(make_model):
         flowclip.flow_matching_loss(model, x, Z, mask),
         flowclip.cfg_velocity(model, x, t, Z, mask, *null, w),
         *flowclip.drop_text(Z, mask, *null, drop),
+        flowclip.clip_loss(Z[:, 0], Z[:, 1], 0.1),
         flowclip.integrate(lambda x, t: x * t[:, None], meta(2, 3), 2, "heun"),
     ]
     assert {tensor.device.type for tensor in made} == {"meta"}
