@@ -504,6 +504,9 @@ def build_tower(model_name, pretrained):
             "ViT-B-32-quickgelu is (OpenAI's clip-vit-base-patch32)"
         )
     quick_gelu = config.get("quick_gelu", False)
+    source = open_clip.get_pretrained_cfg(model_name, pretrained)  # {} for what is no tag
+    if source and source.get("quick_gelu", False) != quick_gelu:  # [CLIP-10]
+        raise ValueError(f"{pretrained!r} has another activation, see {model_name}-quickgelu")
     activation = QuickGELU if quick_gelu else nn.GELU  # [CLIP-10] x sigmoid(1.702 x)
     with torch.random.fork_rng(devices=[]):  # [CLIP-12] the global random state stays as it was
         torch.default_generator.manual_seed(0)
@@ -511,9 +514,6 @@ def build_tower(model_name, pretrained):
     if pretrained == "untrained":
         warnings.warn("this CLIP text tower is untrained: it tells prompts apart, knows no meaning")
         return tower
-    source = open_clip.get_pretrained_cfg(model_name, pretrained)  # {} for what is no tag
-    if source and source.get("quick_gelu", False) != quick_gelu:  # [CLIP-10]
-        raise ValueError(f"{pretrained!r} has another activation, see {model_name}-quickgelu")
     try:
         path = open_clip.download_pretrained(source) if source else pretrained  # [CLIP-14]
         state = open_clip.factory.load_state_dict(path)  # tensors only: code is refused
