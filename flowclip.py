@@ -15,8 +15,8 @@ the line that implements it. What is not an equation comes last, under "Plumbing
     null_context  [1, M, D]      the empty prompt, encoded with the others so that M is the same
     null_mask     [1, M]         its mask
     cfg_scale     number, [B]    w, how far guidance walks from the empty prompt to the prompt
-    x             [B, N, D_x]    chapters 2 and 3: N = (H/p)(W/p) patches, D_x = embed_dim features
-                  [B, C, H, W]   chapters 5 and 7: the state of the walk from x1 to an image
+    x             [B, C, H, W]   chapters 2 and 3: the state of the walk from x1 to an image
+                  [B, N, D_x]    chapters 5 and 6: N = (H/p)(W/p) patches, D_x = embed_dim features
     c             [B, 4 D_x]     the condition of AdaLN: the time, in ConditionalDiT also the class
 """
 
@@ -40,7 +40,111 @@ from torch.nn.functional import cross_entropy, normalize
 from tqdm import tqdm
 
 
-# ---- 1. The CLIP text encoder (docs/1-clip.md): a prompt becomes token vectors Z and a mask ------
+# ---- 1. The training objective (docs/1-objective.md): flow matching ------------------------------
+def interpolate(x0, x1, t):
+    """The straight path from x0 [B, ...] to x1 [B, ...] at t [B] -> (xt, v), both [B, ...]."""
+    check_shape("x1", x1, *x0.shape)
+    check_shape("t", t, len(x0))
+    t = rearrange(t, "b -> b" + " 1" * (x0.ndim - 1))  # [B, 1, 1, 1]
+    xt = (1 - t) * x0 + t * x1  # [FLOW-1]
+    return xt, x1 - x0  # [FLOW-2] v = d xt / d t
+
+
+def flow_matching_loss(model, x0, context, mask, *, x1=None, t=None):
+    """The mean of |model(xt, t, context, mask) - v|^2, a scalar (Lipman et al. 2023) [FLOW-3]."""
+    x1 = torch.randn_like(x0) if x1 is None else x1  # [FLOW-4] N(0, I), unless it is given
+    t = torch.rand(len(x0), device=x0.device) if t is None else t  # [FLOW-4] U[0, 1], each its own
+    xt, v = interpolate(x0, x1, t)
+    error = model(xt, t, context, mask).float() - v
+    return error.square().mean()  # [FLOW-3] least where the model says E[v | xt] [FLOW-5] [FLOW-6]
+
+
+# ---- 2. Sampling (docs/2-sampling.md): walk the path back, from noise to image -------------------
+def integrate(velocity, x1, num_steps, solver="euler", callback=None):
+    """Solve dx/dt = velocity(x, t [B]) from x1 at t = 1 down to t = 0, in steps of equal length.
+
+    "euler": one evaluation a step, first order. "heun": two, second order (Karras et al. 2022).
+    callback(n, t, x): x is the state that step n = 1 .. num_steps has reached, at the time t.
+    """
+    if solver not in ("euler", "heun") or num_steps < 1:
+        raise ValueError(f"solver {solver!r} not euler or heun, or num_steps {num_steps} below 1")
+    x = x1.to(torch.promote_types(x1.dtype, torch.float32))  # [SAMPLE-6] also under bfloat16
+    dt = -1 / num_steps  # negative: back towards the image
+    for n in range(num_steps):
+        t = 1 - n / num_steps  # [SAMPLE-1]
+        t_next = 1 - (n + 1) / num_steps
+        v = velocity(x, x.new_full((len(x),), t)).to(x.dtype)
+        if solver == "heun":
+            v_next = velocity(x + dt * v, x.new_full((len(x),), t_next)).to(x.dtype)
+            v = (v + v_next) / 2  # [SAMPLE-3]
+        x = x + dt * v  # [SAMPLE-2] exact where paths are straight [SAMPLE-9], else [SAMPLE-8]
+        if callback:
+            callback(n + 1, t_next, x)
+    return x
+
+
+@torch.no_grad()
+def sample_text_conditional(
+    model, text_encoder, prompts, image_shape=(3, 32, 32), num_steps=50, cfg_scale=7.5, device=None,
+    *, noise=None, generator=None, solver="euler", progress=True,
+):  # fmt: skip
+    """Prompts (one string, or a list of B) -> images [B, C, H, W], values about [-1, 1].
+
+    noise [B, C, H, W]: drawn on the CPU, from `generator`, unless it is given. cfg_scale: a number,
+    or [B]. device: that of the model, unless given. Its train or eval mode stays [SAMPLE-7].
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    device = device or next(model.parameters()).device
+    if noise is None:  # [SAMPLE-4]
+        noise = torch.randn(len(prompts), *image_shape, generator=generator)
+    Z, mask = text_encoder([*prompts, ""])  # [B + 1, M, D]: the last row is the null text
+    Z = Z.to(device)
+    mask = mask.to(device)
+
+    def velocity(x, t):  # [SAMPLE-5]
+        return cfg_velocity(model, x, t, Z[:-1], mask[:-1], Z[-1:], mask[-1:], cfg_scale)
+
+    with tqdm(total=num_steps, desc="sampling", leave=False, disable=not progress or None) as bar:
+        return integrate(
+            velocity, noise.to(device, torch.float32), num_steps, solver,
+            lambda n, t, x: bar.update(),
+        )  # fmt: skip
+
+
+# ---- 3. Classifier-free guidance (docs/3-guidance.md): one model, with and without the text ------
+def drop_text(context, mask, null_context, null_mask, drop):
+    """Where drop [B] is True, the null text replaces context AND mask (Ho & Salimans 2022).
+
+    context [B, M, D], mask [B, M], null_context [1, M, D], null_mask [1, M] -> context and mask.
+    """
+    check_shape("drop", drop, len(context))
+    context = torch.where(rearrange(drop, "b -> b 1 1"), null_context, context)  # [DROP-1] [DROP-2]
+    mask = torch.where(rearrange(drop, "b -> b 1"), null_mask, mask)  # [DROP-1] the mask goes too
+    return context, mask
+
+
+def cfg_velocity(model, x, t, context, mask, null_context, null_mask, cfg_scale):
+    """v_uncond + w (v_cond - v_uncond): w = 0 ignores the text, 1 obeys it, more exaggerates it.
+
+    x [B, C, H, W], t [B], texts as in drop_text, w a number or one per sample [B] -> [B, C, H, W].
+    """
+    null_context = null_context.expand_as(context)
+    null_mask = null_mask.expand_as(mask)
+    if torch.is_tensor(cfg_scale):
+        check_shape("cfg_scale", cfg_scale, len(x))
+        cfg_scale = rearrange(cfg_scale.to(x), "b -> b 1 1 1")  # [CFG-4]
+    elif cfg_scale == 1:
+        return model(x, t, context, mask)  # [CFG-2] one pass
+    elif cfg_scale == 0:
+        return model(x, t, null_context, null_mask)  # [CFG-2]
+    contexts = torch.cat([context, null_context])
+    masks = torch.cat([mask, null_mask])
+    v = model(torch.cat([x, x]), torch.cat([t, t]), contexts, masks)  # [2 B, C, H, W] [CFG-3]
+    v_cond, v_uncond = v.to(x.dtype).chunk(2)
+    return v_uncond + cfg_scale * (v_cond - v_uncond)  # [CFG-1] [CFG-5] where exact, a climb
+
+
+# ---- 4. The CLIP text encoder (docs/4-text.md): a prompt becomes token vectors Z and a mask ------
 def trim_context(Z, mask):
     """Cut Z [B, M, ...] and mask [B, M] to the longest real prompt: no output changes [CLIP-13]."""
     length = mask.any(dim=0).nonzero().max() + 1  # up to the last column with a real token
@@ -118,7 +222,7 @@ def clip_loss(image_vectors, text_vectors, temperature):
     return (cross_entropy(logits, pairs) + cross_entropy(logits.T, pairs)) / 2  # [CLIP-15]
 
 
-# ---- 2. Cross-attention (docs/2-attention.md): where an image patch reads the text ---------------
+# ---- 5. Cross-attention (docs/5-attention.md): where an image patch reads the text ---------------
 class CrossAttention(nn.Module):
     """Multi-head attention from patches to tokens (Vaswani et al. 2017).
 
@@ -167,7 +271,7 @@ class CrossAttention(nn.Module):
         return self.out_proj(rearrange(heads, "b h n d -> b n (h d)"))  # [B, N, D_x] [ATTN-6]
 
 
-# ---- 3. The Diffusion Transformer (docs/3-dit.md): from xt, t and text to the velocity v ---------
+# ---- 6. The Diffusion Transformer (docs/6-transformer.md): from xt, t and text to the velocity v -
 def patchify(images, patch_size):
     """[B, C, H, W] -> [B, N, p p C]: patches row by row, inside a patch rows, columns, channels."""
     p = patch_size
@@ -321,7 +425,7 @@ class TextConditionalDiT(DiT):
         return self.backbone(xt, t, context=self.context_proj(context), mask=mask)  # [DIT-5]
 
 
-# ---- 4. Data and captions (docs/4-data.md): what is learned from ---------------------------------
+# ---- 7. Data and captions (docs/7-data.md): what is learned from ---------------------------------
 CIFAR10_CLASSES = [
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
 ]  # fmt: skip
@@ -355,111 +459,11 @@ def denormalize_images(images):
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)  # [DATA-5]
 
 
-# ---- 5. Classifier-free guidance (docs/5-guidance.md): one model, with and without the text ------
-def drop_text(context, mask, null_context, null_mask, drop):
-    """Where drop [B] is True, the null text replaces context AND mask (Ho & Salimans 2022).
-
-    context [B, M, D], mask [B, M], null_context [1, M, D], null_mask [1, M] -> context and mask.
-    """
-    check_shape("drop", drop, len(context))
-    context = torch.where(rearrange(drop, "b -> b 1 1"), null_context, context)  # [DROP-1] [DROP-2]
-    mask = torch.where(rearrange(drop, "b -> b 1"), null_mask, mask)  # [DROP-1] the mask goes too
-    return context, mask
-
-
-def cfg_velocity(model, x, t, context, mask, null_context, null_mask, cfg_scale):
-    """v_uncond + w (v_cond - v_uncond): w = 0 ignores the text, 1 obeys it, more exaggerates it.
-
-    x [B, C, H, W], t [B], texts as in drop_text, w a number or one per sample [B] -> [B, C, H, W].
-    """
-    null_context = null_context.expand_as(context)
-    null_mask = null_mask.expand_as(mask)
-    if torch.is_tensor(cfg_scale):
-        check_shape("cfg_scale", cfg_scale, len(x))
-        cfg_scale = rearrange(cfg_scale.to(x), "b -> b 1 1 1")  # [CFG-4]
-    elif cfg_scale == 1:
-        return model(x, t, context, mask)  # [CFG-2] one pass
-    elif cfg_scale == 0:
-        return model(x, t, null_context, null_mask)  # [CFG-2]
-    contexts = torch.cat([context, null_context])
-    masks = torch.cat([mask, null_mask])
-    v = model(torch.cat([x, x]), torch.cat([t, t]), contexts, masks)  # [2 B, C, H, W] [CFG-3]
-    v_cond, v_uncond = v.to(x.dtype).chunk(2)
-    return v_uncond + cfg_scale * (v_cond - v_uncond)  # [CFG-1] [CFG-5] where exact, a climb
-
-
-# ---- 6. The training objective (docs/6-objective.md): flow matching ------------------------------
-def interpolate(x0, x1, t):
-    """The straight path from x0 [B, ...] to x1 [B, ...] at t [B] -> (xt, v), both [B, ...]."""
-    check_shape("x1", x1, *x0.shape)
-    check_shape("t", t, len(x0))
-    t = rearrange(t, "b -> b" + " 1" * (x0.ndim - 1))  # [B, 1, 1, 1]
-    xt = (1 - t) * x0 + t * x1  # [FLOW-1]
-    return xt, x1 - x0  # [FLOW-2] v = d xt / d t
-
-
-def flow_matching_loss(model, x0, context, mask, *, x1=None, t=None):
-    """The mean of |model(xt, t, context, mask) - v|^2, a scalar (Lipman et al. 2023) [FLOW-3]."""
-    x1 = torch.randn_like(x0) if x1 is None else x1  # [FLOW-4] N(0, I), unless it is given
-    t = torch.rand(len(x0), device=x0.device) if t is None else t  # [FLOW-4] U[0, 1], each its own
-    xt, v = interpolate(x0, x1, t)
-    error = model(xt, t, context, mask).float() - v
-    return error.square().mean()  # [FLOW-3] least where the model says E[v | xt] [FLOW-5] [FLOW-6]
-
-
-# ---- 7. Sampling (docs/7-sampling.md): walk the path back, from noise to image -------------------
-def integrate(velocity, x1, num_steps, solver="euler", callback=None):
-    """Solve dx/dt = velocity(x, t [B]) from x1 at t = 1 down to t = 0, in steps of equal length.
-
-    "euler": one evaluation a step, first order. "heun": two, second order (Karras et al. 2022).
-    callback(n, t, x): x is the state that step n = 1 .. num_steps has reached, at the time t.
-    """
-    if solver not in ("euler", "heun") or num_steps < 1:
-        raise ValueError(f"solver {solver!r} not euler or heun, or num_steps {num_steps} below 1")
-    x = x1.to(torch.promote_types(x1.dtype, torch.float32))  # [SAMPLE-6] also under bfloat16
-    dt = -1 / num_steps  # negative: back towards the image
-    for n in range(num_steps):
-        t = 1 - n / num_steps  # [SAMPLE-1]
-        t_next = 1 - (n + 1) / num_steps
-        v = velocity(x, x.new_full((len(x),), t)).to(x.dtype)
-        if solver == "heun":
-            v_next = velocity(x + dt * v, x.new_full((len(x),), t_next)).to(x.dtype)
-            v = (v + v_next) / 2  # [SAMPLE-3]
-        x = x + dt * v  # [SAMPLE-2] exact where paths are straight [SAMPLE-9], else [SAMPLE-8]
-        if callback:
-            callback(n + 1, t_next, x)
-    return x
-
-
-@torch.no_grad()
-def sample_text_conditional(
-    model, text_encoder, prompts, image_shape=(3, 32, 32), num_steps=50, cfg_scale=7.5, device=None,
-    *, noise=None, generator=None, solver="euler", progress=True,
-):  # fmt: skip
-    """Prompts (one string, or a list of B) -> images [B, C, H, W], values about [-1, 1].
-
-    noise [B, C, H, W]: drawn on the CPU, from `generator`, unless it is given. cfg_scale: a number,
-    or [B]. device: that of the model, unless given. Its train or eval mode stays [SAMPLE-7].
-    """
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    device = device or next(model.parameters()).device
-    if noise is None:  # [SAMPLE-4]
-        noise = torch.randn(len(prompts), *image_shape, generator=generator)
-    Z, mask = text_encoder([*prompts, ""])  # [B + 1, M, D]: the last row is the null text
-    Z = Z.to(device)
-    mask = mask.to(device)
-
-    def velocity(x, t):  # [SAMPLE-5]
-        return cfg_velocity(model, x, t, Z[:-1], mask[:-1], Z[-1:], mask[-1:], cfg_scale)
-
-    with tqdm(total=num_steps, desc="sampling", leave=False, disable=not progress or None) as bar:
-        return integrate(
-            velocity, noise.to(device, torch.float32), num_steps, solver,
-            lambda n, t, x: bar.update(),
-        )  # fmt: skip
-
-
 # ---- Plumbing: what is checked, where it runs, weights, checkpoints, pictures --------------------
+class UserError(ValueError):
+    """A mistake of whoever runs a script: run_script says it in one line, without a traceback."""
+
+
 def check_shape(name, tensor, *expected):
     """ValueError unless the tensor has the `expected` sizes; a letter stands for any size."""
     fits = [isinstance(size, str) or size == n for size, n in zip(expected, tensor.shape)]

@@ -1,7 +1,7 @@
 """Train a text-to-image model: python train.py --demo, or python train.py --epochs 30.
 
 Read it from top to bottom: settings, data, trainer, run. The equations are in flowclip.py; the
-training step, TRAIN-1 to TRAIN-7 of docs/6-objective.md, is here.
+training step, TRAIN-1 to TRAIN-7 of docs/1-objective.md, is here.
 """
 
 import copy

@@ -2,25 +2,20 @@
 
 import importlib.util
 import os
-import re
 import signal
 import sys
 import tempfile
-import textwrap
-import traceback
 import warnings
-from collections import defaultdict
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+from statements import ROOT, read_statements
 
-ROOT = Path(__file__).parent.parent
-CHAPTERS = sorted((ROOT / "docs").glob("[1-7]-*.md"))
-NAME = r"[A-Z]+-\d+"
-sys.path.insert(0, str(ROOT))
+from tests.lesson import lesson, statements_of, what_is_missing, write_table
+
 open_clip.add_model_config(ROOT / "tests/small-clip.json")  # one more name that it knows
 torch.set_num_threads(1)  # tensors are small: a second thread would wait more than it works
 
@@ -37,49 +32,6 @@ settings.register_profile(
 )  # no shrinking
 settings.register_profile("few", settings.get_profile("brief"), max_examples=5)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
-
-
-def read_statements():
-    """{name: chapter} of every "- **[NAME]** ..." of docs/, in their order."""
-    found = [
-        (name, path.stem)
-        for path in CHAPTERS
-        for name in re.findall(rf"^- \*\*\[({NAME})\]\*\*", path.read_text(), re.M)
-    ]
-    assert len(found) == len(dict(found)), "a number is used twice"
-    return dict(found)
-
-
-def fraction(found):
-    """A fraction on one line; a sum in it needs parentheses."""
-    return " / ".join(f"({part})" if re.search(" [+-] ", part) else part for part in found.groups())
-
-
-INNER = r"\{((?:[^{}]|\{[^{}]*\})*)\}"
-PLAIN = [  # LaTeX, and what a terminal shows in its place
-    (r"\$", ""),
-    (rf"\\(?:text|mathcal){INNER}", r"\1"),
-    (rf"\\sqrt{INNER}", r"sqrt(\1)"),
-    (rf"\\frac{INNER}{INNER}", fraction),
-    (r"\\lfloor (.*?) \\rfloor", r"floor(\1)"),
-    (r"\\(left|right|quad|qquad|cdot)\b", ""),
-    (r"\\leftarrow", "<-"),
-    (r"\\ldots", "..."),
-    (r"\\sim", "~"),
-    (r"\\(mid|[lr]vert|[lr]Vert)\b", "|"),
-    (r"\\top", "T"),
-    (r"\\bmod", "mod"),
-    (r"\\([a-zA-Z]+)", r"\1"),  # \sigma, \sum, \min
-]
-
-
-def sentence_of(name):
-    """What docs/ say of a statement, its equations as plain text."""
-    text = "\n".join(path.read_text() for path in CHAPTERS)
-    said = re.search(rf"^- \*\*\[{name}\]\*\* (.*(?:\n  .*)*)", text, re.M)[1]
-    for tex, plain in PLAIN:
-        said = re.sub(tex, plain, said)
-    return " ".join(said.split())
 
 
 def pytest_addoption(parser):
@@ -122,14 +74,9 @@ def pytest_configure(config):
     config.outcomes = {}  # test -> (its statements, outcome, reason)
 
 
-def statements_of(item):
-    return [name for mark in item.iter_markers("spec") for name in mark.args]
-
-
 def pytest_ignore_collect(collection_path, config):
     """Another file is judged by the chapters' tests alone."""
-    name = collection_path.name
-    if config.getoption("--impl") and name.startswith("test_") and not name[5].isdigit():
+    if config.getoption("--impl") and collection_path.name in ("scripts", "documents"):
         return True
 
 
@@ -150,58 +97,11 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish(session):
-    """The runs that tests/test_runner.py looks at begin now, beside the tests before it."""
+    """The runs that test_runner.py looks at begin now, beside the tests before it."""
     asked = [item.module for item in session.items if "judged_runs" in item.fixturenames]
     if asked and not session.config.option.collectonly:
         session.config.elsewhere = tempfile.TemporaryDirectory()
         session.config.judged_runs = asked[0].begin(Path(session.config.elsewhere.name))
-
-
-def what_is_missing(error):
-    """-> the name that the judged file lacks, or None."""
-    found = re.match(r"module '(?:flowclip|judged)' has no attribute '(\w+)'", str(error))
-    return found and found[1]
-
-
-def what_was_wrong(error, file):
-    """-> a few lines: the values that differ, or what could not be done, and in which line."""
-    said = str(error).strip() or type(error).__name__
-    lines = [line for line in said.splitlines() if line.strip()][:1]
-    if isinstance(error, AssertionError):
-        return lines
-    mine = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file]
-    where = f", {file.name} line {mine[-1].lineno}: {mine[-1].line}" if mine else ""
-    return [f"{type(error).__name__}{where}", *lines]
-
-
-def drawn_values(error, fixtures):
-    """-> the arguments that hypothesis drew; models and encoders have no place in a short text."""
-    notes = "\n".join(getattr(error, "__notes__", []))
-    found = re.findall(r"^    (\w+)=(.*),$|^(Draw \d+.*)$", notes, re.M)
-    return [
-        draw or f"{name} = {value}" for name, value, draw in found if name not in fixtures
-    ]  # fmt: skip
-
-
-def lesson(item, error):
-    """What a learner reads when a test is red: the sentence, the first place that differs."""
-    file = Path(item.config.getoption("--impl") or ROOT / "flowclip.py").resolve()
-    if missing := what_is_missing(error):
-        return f"{', '.join(statements_of(item))}: {file.name} has no `{missing}`"
-    if isinstance(error, NotImplementedError):
-        return f"{', '.join(statements_of(item))}: still to be written"
-    lines = []
-    for name in statements_of(item):
-        lines += textwrap.wrap(f"[{name}] {sentence_of(name)}", 96, max_lines=6, placeholder=" ...")
-    wrong = what_was_wrong(error, file)
-    values = drawn_values(error, item.fixturenames)
-    if values:
-        wrong.append("where " + "; ".join(values))
-    for line in wrong:
-        lines += textwrap.wrap(line, 96, initial_indent="    ", subsequent_indent="    ",
-                               max_lines=2, placeholder=" ...")  # fmt: skip
-    path, line, _ = item.location
-    return "\n".join([*lines, f"{path}:{line + 1}, {item.name} (--tb=short shows more)"])
 
 
 @pytest.hookimpl(wrapper=True)
@@ -217,39 +117,7 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """One line a chapter; where something is red or skipped, which statements and why."""
-    statements, seen = read_statements(), defaultdict(list)
-    for names, outcome, reason in config.outcomes.values():
-        for name in names:
-            seen[name].append((outcome, reason))
-    write = terminalreporter.write_line
-    terminalreporter.section(
-        f"the spec of {Path(config.getoption('--impl') or 'flowclip.py').name}"
-    )
-    names = "chapter", "statements", "hold", "fail", "skipped", "not run", "tests"
-    table = "{:<14}{:>11}{:>7}{:>7}{:>9}{:>9}{:>7}"
-    write(table.format(*names))
-    for chapter in dict.fromkeys(statements.values()):
-        names = [name for name, place in statements.items() if place == chapter]
-        outcomes = {name: {outcome for outcome, _ in seen[name]} for name in names}
-        failed = [name for name in names if "failed" in outcomes[name]]
-        held = [name for name in names if name not in failed and "passed" in outcomes[name]]
-        skipped = [name for name in names if outcomes[name] == {"skipped"}]
-        tests = sum(
-            any(statements.get(name) == chapter for name in guarded)
-            for guarded, _, _ in config.outcomes.values()
-        )
-        rest = len(names) - len(failed) - len(held) - len(skipped)
-        line = table.format(chapter, len(names), len(held), len(failed), len(skipped), rest, tests)
-        write(line, green=bool(held) and not failed, red=bool(failed))
-        if failed:
-            write(f"    fail: {' '.join(failed)}", red=True)
-        for reason in dict.fromkeys(seen[name][0][1] for name in skipped):
-            alike = [name for name in skipped if seen[name][0][1] == reason]
-            write(f"    skipped: {' '.join(alike)}, {reason}")
-        lacks = {reason for name in failed for outcome, reason in seen[name] if outcome == "failed"}
-        if lacks - {""}:
-            write(f"    not there: {', '.join(sorted(lacks - {''}))}")
+    write_table(terminalreporter, config)
 
 
 @pytest.fixture(autouse=True)
@@ -302,7 +170,7 @@ def make_model():
 
     def make(kind="TextConditionalDiT", seed=0, **changes):
         import flowclip
-        from tests.strategies import randomise
+        from tests.spec.strategies import randomise
 
         sizes = dict(img_size=8, patch_size=2, in_channels=3, embed_dim=16, depth=2, num_heads=2)
         if kind == "TextConditionalDiT":

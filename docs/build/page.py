@@ -1,0 +1,139 @@
+"""Text and code side by side: python docs/build/page.py writes docs/page/.
+
+Each document is a static page. A chapter stands beside its section of flowclip.py, and a statement
+leads to its line and back. Needs docs/requirements.txt; docs/build/page.html is the frame, with its
+style.
+"""
+
+import ast
+import html
+import re
+import shutil
+from string import Template
+
+from latex2mathml.converter import convert
+from markdown_it import MarkdownIt
+from mdit_py_plugins.anchors import anchors_plugin
+from mdit_py_plugins.dollarmath import dollarmath_plugin
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+from statements import CODE, DOCS, NAME, read_places, read_sections, read_statements
+
+PLACES, STATEMENTS = read_places(), read_statements()
+NUMBER = rf"\[({NAME})\]"
+
+
+# ---- The code ------------------------------------------------------------------------------------
+def parts_of(chapter):
+    """[(file, lines)]: its section, and functions beyond all sections that have its statements."""
+    sections = read_sections()
+    parts = [("flowclip.py", sections[chapter])] if chapter in sections else []
+    mine = [places for name, places in PLACES.items() if STATEMENTS[name] == chapter]
+    for file, line in sum(mine, []):
+        if file == "flowclip.py" and any(line in lines for lines in sections.values()):
+            continue
+        around = [
+            range(node.lineno, node.end_lineno + 1)
+            for node in ast.walk(ast.parse(CODE[file]))
+            if isinstance(node, ast.FunctionDef) and node.lineno <= line <= node.end_lineno
+        ]
+        parts.append((file, around[-1]))  # the innermost: ast.walk comes to it last
+    return sorted(set(parts), key=lambda part: (part[0], part[1][0]))
+
+
+def colour(code):
+    return highlight(code, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True))
+
+
+def code_of(chapter):
+    """Its code as HTML; each number in it leads to its statement."""
+
+    def link(found):
+        name = found[1]
+        here = f' id="{name}-code"' if PLACES[name][0] == (file, number) else ""
+        return f'[<a{here} href="{STATEMENTS[name]}.html#{name}">{name}</a>]'
+
+    page = ""
+    for file, numbers in parts_of(chapter):
+        plain, lines = CODE[file].splitlines(), colour(CODE[file]).splitlines()
+        page += f"<h2>{file}, lines {numbers[0]} to {numbers[-1]}</h2>\n<pre>"
+        for number in numbers:
+            code, line = plain[number - 1], lines[number - 1]
+            indent, names = len(code) - len(code.lstrip()), " ".join(re.findall(NUMBER, code))
+            page += f'<span class="line" data-number="{number}" data-names="{names}"'
+            page += f' style="--indent: {indent}ch">{re.sub(NUMBER, link, line)}\n</span>'
+        page += "</pre>\n"
+    return page
+
+
+# ---- The text ------------------------------------------------------------------------------------
+def typeset(tex, options):
+    return convert(tex, display="block" if options["display_mode"] else "inline")
+
+
+def displayed(_, tokens, i, *__):
+    """$$...$$ inside of a paragraph."""
+    return f'<span class="math block">{typeset(tokens[i].content, {"display_mode": True})}</span>'
+
+
+def code_block(_, tokens, i, *__):
+    text = tokens[i].content
+    code = colour(text) if re.search("^(import|class) ", text, re.M) else html.escape(text)
+    return f'<pre tabindex="0">{code}</pre>\n'
+
+
+def statement(found):
+    """The number before a statement leads to its line, if it has one."""
+    start, name = found.groups()
+    target = f' href="#{name}-code"' if name in PLACES else ""
+    return f'<li id="{name}" data-names="{name}">{start}<a{target}'
+
+
+def text_of(text):
+    """A document as HTML; a statement leads to its line, a mention of it to the statement."""
+    markdown = MarkdownIt("commonmark").enable("table").use(anchors_plugin, max_level=3)
+    dollars = dict(allow_labels=False, allow_digits=False, double_inline=True)
+    markdown.use(dollarmath_plugin, renderer=typeset, **dollars)
+    markdown.add_render_rule("math_inline_double", displayed)
+    markdown.add_render_rule("code_block", code_block)
+    links = {name: {"href": f"{at}.html#{name}", "title": ""} for name, at in STATEMENTS.items()}
+    page = markdown.render(text, {"references": links})
+    formula = r'\(?<span class="math inline">.*?</span>[.,;:?)]*'  # with its full stop
+    page = re.sub(formula, r'<span class="whole">\g<0></span>', page)
+    page = page.replace('href="README.md', 'href="index.html')
+    page = re.sub(r'(href="[\w-]+)\.md', r"\1.html", page)
+    page = re.sub(r'<a (href="[^"]*#([A-Z]+-\d+)")', r'<a data-names="\2" \1', page)
+    return re.sub(r'<li>(\s*(?:<p>)?<strong>)<a data-names="(\S+)" href="[^"]*"', statement, page)
+
+
+def style(name):
+    return HtmlFormatter(style=name).get_style_defs("pre")
+
+
+def write_pages(folder):
+    """Write it all, with the pictures, so that the folder may be moved or published."""
+    shutil.copytree(DOCS / "images", folder / "images", dirs_exist_ok=True)
+    shutil.copy(DOCS / "tour.ipynb", folder)
+    frame = Template((DOCS / "build/page.html").read_text())
+    light, dark = map(style, ("vs", "github-dark"))
+    texts = {path.stem: path.read_text() for path in sorted(DOCS.glob("*.md"))}
+    titles = {name: re.search("# (.*)", text)[1] for name, text in texts.items()}
+    for name, text in texts.items():
+        chapters = [
+            f'<a href="{chapter}.html"{" aria-current=page" * (chapter == name)}>{title}</a>'
+            for chapter, title in titles.items()
+            if chapter[0].isdigit()
+        ]
+        code = code_of(name)
+        page = frame.substitute(
+            title=titles[name], chapters="\n".join(chapters), light=light, dark=dark,
+            text=text_of(text), code=code, columns="two" if code else "one",
+        )  # fmt: skip
+        path = folder / f"{name}.html" if name != "README" else folder / "index.html"
+        path.write_text(page)
+        print(path)
+
+
+if __name__ == "__main__":
+    write_pages(DOCS / "page")

@@ -1,0 +1,259 @@
+"""The documents are held to the code: statements, commands, examples, links."""
+
+import argparse
+import contextlib
+import inspect
+import io
+import re
+import shlex
+import sys
+import textwrap
+import tokenize
+
+import ablate
+import benchmark
+import blank
+import compose
+import draw_shapes
+import exact
+import figures
+import judge
+import label_vs_tokens
+import pytest
+import torch
+import train_clip
+import tyro
+from statements import CHAPTERS, NAME, ROOT, read_statements
+
+import flowclip
+import sample
+import train
+from tests.spec import strategies as draw
+
+EXAMPLES = sorted((ROOT / "docs").glob("[0-9]-*.md"))  # the chapters, with and without statements
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def marks():
+    """The statements that tests are marked with."""
+    tests = [path.read_text() for path in (ROOT / "tests/spec").glob("test_*.py")]
+    lines = [line for text in tests for line in re.findall(r"@pytest\.mark\.spec\((.*)\)", text)]
+    return {name for line in lines for name in re.findall(NAME, line)}
+
+
+def comments(path):
+    """The statements that stand in a comment or a docstring of the code, after its own title."""
+    text = path.read_text().split('"""', 2)[2]
+    return set(re.findall(rf"\[({NAME})\]", text))
+
+
+def test_seven_chapters_with_statements():
+    assert [path.name[0] for path in CHAPTERS] == list("1234567") and len(read_statements()) >= 45
+
+
+def test_every_statement_has_a_test_and_every_mark_a_statement():
+    assert marks() == set(read_statements())
+
+
+def test_every_statement_stands_in_the_code():
+    training = {name for name in read_statements() if name.startswith("TRAIN-")} | {"DATA-6"}
+    assert comments(ROOT / "flowclip.py") == set(read_statements()) - training
+    assert comments(ROOT / "train.py") == training
+
+
+def test_numbers_are_counted_without_a_gap():
+    numbers = {}
+    for name in read_statements():
+        prefix, number = name.split("-")
+        numbers.setdefault(prefix, []).append(int(number))
+    for prefix, counted in numbers.items():
+        assert sorted(counted) == list(range(1, len(counted) + 1)), prefix
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_mentioned_statements_exist(path):
+    assert set(re.findall(rf"\[({NAME})\]", path.read_text())) <= set(read_statements())
+
+
+INTERFACE = ROOT / "docs/interface.md"
+
+
+def signatures():
+    """Every line of docs/interface.md like `Name.method(...)` -> (name, arguments)."""
+    return re.findall(r"^    ([\w.]+)\((.*)\)$", INTERFACE.read_text(), re.M)
+
+
+def arguments_of(name):
+    """What Python says of a name of flowclip.py or train.py, in the words of the page."""
+    owner, _, method = name.partition(".")
+    place = flowclip if hasattr(flowclip, owner) else train
+    parameters = inspect.signature(getattr(place, owner)).parameters.values()
+    if method:
+        parameters = inspect.signature(getattr(getattr(place, owner), method)).parameters.values()
+        parameters = list(parameters)[1:]  # without self
+    plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
+    return str(inspect.Signature(plain))[1:-1]
+
+
+@pytest.mark.parametrize("name, said", signatures(), ids=[name for name, _ in signatures()])
+def test_the_interface_has_the_signatures_of_the_code(name, said):
+    arguments = arguments_of(name)
+    for python, page in {  # what the page leaves out
+        "DiT": (", *, context_dim=None", ""),
+        "ConditionalDiT": ("*args, num_classes=10, **kwargs", "..., num_classes=10"),
+        "TextConditionalDiT": ("*args, context_dim=512, **kwargs", "..., context_dim=512"),
+        "TextConditionalTrainer.save_checkpoint": (", **settings", ""),
+        "TextConditionalTrainer.resume": (", **settings", ""),
+    }.items():
+        if name == python:
+            assert page[0] in arguments
+            arguments = arguments.replace(*page)
+    assert said == arguments
+
+
+def test_a_marked_test_asks_for_no_wording():
+    for path in (ROOT / "tests/spec").glob("test_*.py"):
+        for marked in re.split(r"^@pytest\.mark\.spec", path.read_text(), flags=re.M)[1:]:
+            body = re.split(r"\n\n\n", marked)[0]
+            assert "match=" not in body and "issubclass" not in body, f"{path.name}: {body}"
+
+
+def test_the_interface_has_every_name_that_a_statement_needs():
+    """What marked tests take of the file that is judged: flowclip.NAME, of_train("NAME")."""
+    said = {name for name, _ in signatures()} | {"Config"}  # of train.py's own recipe
+    for path in (ROOT / "tests/spec").glob("test_*.py"):
+        text = path.read_text().split("# ---- Beyond the statements ----")[0]
+        found = re.findall(r"\bflowclip\.(\w+)|of_train\(\"(\w+)\"\)", text)
+        assert {a or b for a, b in found} <= said, path.name
+
+
+def split_example(path):
+    """The experiment of a chapter: indented code, and after it, indented too, what it prints."""
+    section = path.read_text().split("## Try it\n")[1].split("\n## Exercises")[0]
+    parts = [part for part in section.strip("\n").split("\n\n") if part.startswith("    ")]
+    return tuple(
+        re.sub(r"^    ", "", part, flags=re.M) for part in ("\n\n".join(parts[:-1]), parts[-1])
+    )
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_the_example_prints_what_the_chapter_says(path, recwarn):
+    example, printed = split_example(path)
+    torch.manual_seed(0)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(example, path.name, "exec"), {})
+    assert said.getvalue().strip() == printed.strip()
+
+
+def commands(path):
+    """Every call of a script and of pytest, in a code block or between backticks."""
+    lines = path.read_text().splitlines()
+    block = [line.split("  #")[0] for line in lines if line.startswith("    ")]
+    prose = "\n".join(line for line in lines if not line.startswith("    "))
+    inline = [re.sub(r"\s+", " ", code) for code in re.findall(r"`([^`]+)`", prose)]
+    for line in [*block, *inline]:
+        for part in map(str.strip, line.split("&&")):
+            part = re.sub(r"^([A-Z_]+=\S+ )+", "", part)  # HYPOTHESIS_PROFILE=dev pytest
+            part = re.sub(r"^torchrun .* (train\.py.*)", r"python \1", part)
+            if re.match(r"(python \S+\.py|pytest)( |$)", part):
+                yield part
+
+
+def test_commands_are_found():
+    assert len(list(commands(ROOT / "README.md"))) >= 10
+
+
+PARSERS = {
+    "train.py": lambda: tyro.cli(train.Config),
+    "sample.py": lambda: tyro.cli(sample.Config),
+    "docs/studies/judge.py": judge.parse_args,
+    "docs/studies/benchmark.py": benchmark.parse_args,
+    "docs/studies/ablate.py": ablate.parse_args,
+    "docs/studies/draw_shapes.py": draw_shapes.parse_args,
+    "docs/studies/compose.py": compose.parse_args,
+    "docs/studies/train_clip.py": train_clip.parse_args,
+    "docs/studies/label_vs_tokens.py": label_vs_tokens.parse_args,
+    "docs/studies/exact.py": exact.parse_args,
+    "docs/build/page.py": argparse.ArgumentParser().parse_args,
+    "docs/build/tour.py": argparse.ArgumentParser().parse_args,
+    "docs/build/links.py": argparse.ArgumentParser().parse_args,
+    "docs/build/blank.py": lambda: blank.blank(sys.argv[1]),
+    "docs/studies/figures.py": figures.parse_args,
+}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_use_flags_that_exist(path, monkeypatch, pytestconfig):
+    wanted = {name.split("-")[0] for name in read_statements()} | {*read_statements(), None}
+    for command in commands(path):
+        words = shlex.split(command)
+        if words[0] == "pytest":
+            given = pytestconfig._parser.parse_known_args(words[1:])
+            assert given.spec in wanted, command
+            assert not any(word.startswith("-") for word in given.file_or_dir), command
+            continue
+        monkeypatch.setattr("sys.argv", words[1:])
+        try:
+            PARSERS[words[1]]()
+        except SystemExit as stop:
+            assert stop.code == 0, f"{path.name}: {command}"
+
+
+def test_the_python_of_the_closing_page_runs():
+    block = re.search(r"(?:^    .*\n)+", (ROOT / "docs/onward.md").read_text(), re.M)[0]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(textwrap.dedent(block), {})
+    assert said.getvalue() == "torch.Size([1, 4, 32, 32])\n"
+
+
+def test_the_python_of_the_readme_runs(make_model, tmp_path, monkeypatch):
+    """It starts from a model, an encoder and a dataloader, which are here small ones."""
+    readme = (ROOT / "README.md").read_text()
+    block = readme.split("From Python,")[1].split("\n\n")[1]
+    images, labels = torch.zeros(4, 3, 8, 8), torch.arange(4)
+    given = {"model": make_model(), "encoder": draw.StandIn(), "dataloader": [(images, labels)]}
+    monkeypatch.chdir(tmp_path)
+    exec(textwrap.dedent(block), given | {"train": train, "flowclip": flowclip})
+    assert flowclip.load_checkpoint("mine.pt")[1]["step"] == 30
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_pictures_resolve(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), f"{path.name} points to {target}"
+    for picture in (ROOT / "docs").rglob("*.png"):
+        assert picture.stat().st_size < 300_000, picture
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_a_caption_has_three_lines_at_most(path):
+    """What stands in italics below a picture; the rest is text."""
+    for name, caption in re.findall(r"^!\[.*\]\((.+)\)\n\n(\*(?:.+\n)+)", path.read_text(), re.M):
+        assert caption.count("\n") <= 3, f"{path.name}: {name}"
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="since 3.12 an f-string is many tokens")
+@pytest.mark.parametrize(
+    "name, most", [("flowclip.py", 4400), ("train.py", 3600), ("sample.py", 1200)]
+)
+def test_the_three_files_are_thin(name, most):
+    """Tokens are counted, without comments and docstrings: lines can be packed, tokens cannot."""
+    text = (ROOT / name).read_text()
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    tokens = [
+        token
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type not in layout and not token.string.startswith('"""') and token.string
+    ]
+    assert len(tokens) <= most and max(map(len, text.splitlines())) <= 100
+
+
+def test_sizes_are_as_promised():
+    readme = (ROOT / "README.md").read_text()
+    for name in ("flowclip.py", "train.py", "sample.py"):
+        lines = len((ROOT / name).read_text().splitlines())
+        assert f"({name}) | {lines} |" in readme, f"{name} has {lines} lines"
+    assert f"with {len(read_statements())} numbered statements" in readme

@@ -1,0 +1,238 @@
+"""The page of docs/build/page.py, and the mathematics and links that GitHub shows: all resolve."""
+
+import re
+import shutil
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import links  # noqa: E402
+import pytest
+from statements import NAME, read_places, read_statements
+
+from tests.conftest import ROOT
+from tests.lesson import sentence_of
+
+DOCUMENTS = sorted((ROOT / "docs").glob("*.md"))
+each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+
+
+def prose(path):
+    """A document without its code."""
+    text = re.sub(r"^    .*$", "", path.read_text(), flags=re.M)
+    return re.sub(r"`[^`]*`", "", text)
+
+
+def formulas(path):
+    """-> (what stands before, the dollars, the formula, what stands after) of each."""
+    text = prose(path)
+    for found in re.finditer(r"(\$\$?)([^$]+)\1", text):
+        yield text[found.start() - 1], *found.groups(), text[found.end()]
+
+
+# ---- GitHub --------------------------------------------------------------------------------------
+@each_document
+def test_each_number_links_to_its_line(path):
+    """python docs/build/links.py writes them."""
+    assert path.read_text() == links.with_links(path.read_text()), "run python docs/build/links.py"
+
+
+def test_a_link_leads_to_a_line_with_the_number():
+    text = (ROOT / "docs/1-objective.md").read_text()
+    file, line = re.search(r"^\[FLOW-3\]: \.\./(\S+)#L(\d+)$", text, re.M).groups()
+    assert "[FLOW-3]" in (ROOT / file).read_text().splitlines()[int(line) - 1]
+
+
+@each_document
+def test_no_formula_can_be_taken_for_something_else(path):
+    """GitHub sees dollars between spaces and punctuation; \\, \\{ \\| < * mean something to it."""
+    assert prose(path).count("$") % 2 == 0
+    for before, _, formula, after in formulas(path):
+        assert before in "\n (" and after in "\n .,;:)?", formula
+        assert not re.search(r"\\[^a-zA-Z]|[<>*|~]|\]\(|^\s|\s$", formula), formula
+
+
+@each_document
+def test_plain_markdown_leaves_each_formula_whole(path):
+    """A program that knows no mathematics hands every formula on as it was written."""
+    markdown = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
+    page = Reader(markdown.render(path.read_text()))
+    for _, dollars, formula, _ in formulas(path):
+        assert f"{dollars}{formula}{dollars}" in page.text, formula
+
+
+def test_a_terminal_shows_a_statement_without_latex():
+    for name in read_statements():
+        assert not re.search(r"[$\\]", sentence_of(name)), sentence_of(name)
+    assert sentence_of("SAMPLE-9").split("Euler ")[1].startswith("v(x, t) = (x - a) / t, the")
+
+
+# ---- The page ------------------------------------------------------------------------------------
+class Reader(HTMLParser):
+    """Of a page: what it links to and shows, the names of its places, its text without code."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.targets, self.ids, self.text, self.inside = [], [], "", []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.targets += [attributes[key] for key in ("href", "src") if key in attributes]
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        if tag in ("code", "pre", "script", "style"):
+            self.inside.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.inside and tag == self.inside[-1]:
+            self.inside.pop()
+
+    def handle_data(self, data):
+        if not self.inside:
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder that python docs/build/page.py writes, elsewhere."""
+    page = pytest.importorskip("page", reason="needs docs/requirements.txt")
+    folder = tmp_path_factory.mktemp("page")
+    page.write_pages(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    return {path.name: Reader(path.read_text()) for path in site.glob("*.html")}
+
+
+def test_every_document_is_a_page_and_every_link_resolves(site, pages):
+    assert len(pages) == len(DOCUMENTS)
+    for name, page in pages.items():
+        assert len(page.ids) == len(set(page.ids)), f"{name}: a place has the name of another"
+        for target in page.targets:
+            file, _, place = target.partition("#")
+            if re.match("https?:|data:", target):
+                continue
+            assert (site / (file or name)).is_file(), f"{name}: {target}"
+            assert not place or place in pages[file or name].ids, f"{name}: {target}"
+
+
+def test_every_statement_stands_beside_its_line(pages):
+    for name, chapter in read_statements().items():
+        page = pages[f"{chapter}.html"]
+        assert name in page.ids, name
+        if name in read_places():
+            assert f"{name}-code" in page.ids, name
+            assert {f"{chapter}.html#{name}", f"#{name}-code"} <= set(page.targets), name
+
+
+def test_a_document_without_code_has_the_whole_width(site):
+    assert '<main class="one">' in (site / "results.html").read_text()
+    assert '<main class="two">' in (site / "1-objective.html").read_text()
+
+
+def test_every_formula_is_typeset(site):
+    for path in DOCUMENTS:
+        name = "index" if path.stem == "README" else path.stem
+        found = re.findall("<math.*?</math>", (site / f"{name}.html").read_text())
+        assert len(found) == len(list(formulas(path))), path.stem
+        for formula in found:
+            ElementTree.fromstring(formula)
+            assert "\\" not in formula, formula
+
+
+def test_no_markdown_is_left_over(pages):
+    for name, page in pages.items():
+        assert not re.findall(rf".{{0,20}}(?:[`$]|\*\*|\[{NAME}\]).{{0,20}}", page.text), name
+
+
+# ---- In a browser --------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs docs/requirements.txt")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not program or not driver:
+        pytest.skip("needs Chromium and its driver (Debian: apt install chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    chromium = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield chromium
+    chromium.quit()
+
+
+@pytest.fixture
+def visit(browser, site):
+    """visit(page, width): open it; when the test ends the console must have stayed silent."""
+
+    def go(name, width=1600):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.get((site / name).as_uri())
+        return browser
+
+    yield go
+    assert browser.get_log("browser") == []
+
+
+LIT = """
+const lines = [...document.querySelectorAll(".line")];
+const lit = lines.filter(line => line.matches(".lit"));
+const box = lit[0]?.getBoundingClientRect();
+const colour = line => getComputedStyle(line).backgroundColor;
+return [lit.map(line => line.textContent).join(""),
+        box && box.top > 0 && box.bottom < innerHeight,
+        box && colour(lit[0]) != colour(lines[0])]
+"""
+
+
+def lit(browser):
+    """-> (the code that is lit, whether it is in view, whether its colour differs)."""
+    return browser.execute_script(LIT)
+
+
+@pytest.mark.heavy
+def test_a_formula_has_a_height(visit):
+    script = "return [...document.querySelectorAll('math')].map(m => m.getBoundingClientRect())"
+    boxes = visit("1-objective.html").execute_script(script)
+    assert len(boxes) > 20 and all(box["height"] > 5 and box["width"] > 4 for box in boxes)
+    assert max(box["height"] for box in boxes) > 35, "a fraction has two storeys"
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("width", [1600, 390])
+def test_a_click_on_a_statement_lights_its_line_and_back(visit, width):
+    browser = visit("1-objective.html", width)
+    assert lit(browser)[0] == ""
+    label = browser.find_element("css selector", "#FLOW-3 a")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", label)
+    label.click()
+    code, in_view, coloured = lit(browser)
+    assert "return error.square().mean()" in code and "interpolate" not in code
+    assert in_view and coloured
+    browser.find_element("id", "FLOW-3-code").click()
+    statement = browser.find_element("id", "FLOW-3")
+    assert "lit" in statement.get_attribute("class") and browser.current_url.endswith("#FLOW-3")
+    assert browser.execute_script("return arguments[0].getBoundingClientRect().top", statement) > 0
+
+
+@pytest.mark.heavy
+def test_the_keyboard_lights_what_it_comes_to(visit):
+    browser = visit("2-sampling.html")
+    seen = ""
+    for _ in range(20):
+        browser.switch_to.active_element.send_keys("\ue004")  # tab
+        seen += lit(browser)[0]
+    assert "[SAMPLE-1]" in seen and "[SAMPLE-3]" in seen
+
+
+@pytest.mark.heavy
+def test_nothing_is_wider_than_a_telephone(visit, pages):
+    for name in pages:
+        browser = visit(name, 390)
+        browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+        wide = browser.execute_script("return document.documentElement.scrollWidth")
+        assert wide == 390, f"{name} is {wide} px wide"

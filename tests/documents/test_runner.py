@@ -1,0 +1,166 @@
+"""The runner itself: --impl judges another file, --spec a part; a table says what holds."""
+
+import re
+import subprocess
+import sys
+import textwrap
+from types import SimpleNamespace
+
+import pytest
+from statements import CHAPTERS, ROOT, read_statements
+
+import flowclip
+from tests.conftest import load, pytest_collection_modifyitems
+from tests.documents import several
+from tests.lesson import lesson
+
+PAGE = (ROOT / "docs/README.md").read_text()
+SLIP = "math.sqrt(x.shape[-1])", "math.sqrt(q.shape[-1])"  # wrong, right: D_x in place of d_head
+
+
+def transcript():
+    """The learner's way in docs/README.md -> its indented parts: commands, tables and code."""
+    section = PAGE.split("### A learner's way\n")[1].split("\n## ")[0]
+    parts = re.findall(r"^    .*\n(?:\n*    .*\n)*", section, re.M)
+    return [textwrap.dedent(part).strip("\n") for part in parts]
+
+
+def begin(folder):
+    """Start runs of pytest -> a function that waits for {name: (status, stdout, stderr)}."""
+    blank = [sys.executable, "docs/build/blank.py", "ATTN"]
+    emptied = subprocess.run(blank, cwd=ROOT, capture_output=True, text=True).stdout
+    code = transcript()[2]
+    alone = f"import math\n\nimport torch\nfrom torch import nn\n\n\n{code}\n"
+    files = {
+        "blank": emptied,
+        "slip": alone,
+        "written": f"{emptied}\n\n{code.replace(*SLIP)}\n",
+        "alone": alone.replace(*SLIP),
+        "unfinished": "def half(:\n",
+    }
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text)
+    chapters = [str(path) for n in "123567" for path in (ROOT / "tests/spec").glob(f"test_{n}_*.py")]
+    attention = {
+        name: [f"--impl={folder / name}.py", "--spec", "ATTN"]
+        for name in ("blank", "slip", "written")
+    }
+    return several.start({
+        "alone": ("few", ["tests", "--impl", str(folder / "alone.py")]),
+        "fused": ("few", ["--impl=tests/other_authors/fused.py", *chapters]),
+        "slip": ("ci", attention["slip"]),
+        "loops": ("few", ["--impl=tests/other_authors/loops.py", *chapters]),
+        "written": ("few", attention["written"]),
+        "blank": ("few", attention["blank"]),
+        "inside": ("few", ["--impl", "tests/other_authors/loops.py", "--spec", "ATTN"]),
+        "unfinished": ("few", [f"--impl={folder / 'unfinished.py'}"]),
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def judged_runs(pytestconfig):
+    return pytestconfig.judged_runs()
+
+
+def table(out):
+    """{chapter: [statements, hold, fail, skipped, not run, tests]} of pytest's output."""
+    rows = re.findall(r"^(\d-\w+)((?: +\d+){6})$", out, re.M)
+    return {chapter: [int(number) for number in numbers.split()] for chapter, numbers in rows}
+
+
+@pytest.mark.parametrize("stranger", ["fused", "loops"])
+def test_a_correct_file_in_another_style_is_green(judged_runs, stranger):
+    status, out, err = judged_runs[stranger]
+    assert status == 0 and f"the spec of {stranger}.py" in out and "fail:" not in out, out + err
+    for chapter, (count, hold, _, skipped, *_) in table(out).items():
+        reads_files = int(chapter == "7-data")  # DATA-6 is of train.py
+        expected = (0, 0) if chapter == "4-text" else (count - reads_files, reads_files)
+        assert (hold, skipped) == expected, out
+
+
+def test_a_file_inside_needs_no_equals_sign(judged_runs):
+    status, out, err = judged_runs["inside"]
+    assert status == 0 and table(out)["5-attention"][:2] == [9, 9], out + err
+
+
+def test_a_file_with_one_class_fails_nothing_but_what_needs_the_rest(judged_runs):
+    status, out, err = judged_runs["alone"]
+    found = table(out)
+    assert status == 1 and found.pop("5-attention")[:3] == [9, 9, 0], out + err
+    assert all(hold == 0 for _, hold, *_ in found.values()), out
+    assert re.search(r"not there: AdaLN, .*TextConditionalDiT", out)
+    assert "PATCH-1: alone.py has no `patchify`" in out
+    training = len([name for name in read_statements() if name.startswith("TRAIN")])
+    assert found["1-objective"][3] == training, "the training step is skipped, as it is optional"
+
+
+def test_a_learner_s_way(judged_runs):
+    """What docs/README.md shows of three runs is what they print."""
+    _, first, _, second, third = transcript()
+    for name, shown in (("blank", first), ("slip", second), ("written", third)):
+        out = re.sub(rf"\b{name}\.py", "mine.py", judged_runs[name][1])
+        out = re.sub(r"\d+ (?=deselected|failed|passed)|[\d.]+(?=s )", "", out)
+        for line in shown.splitlines():
+            assert line in out.splitlines(), f"{name}: {line!r} is not printed\n{out}"
+
+
+def test_a_failure_is_a_lesson_of_a_few_lines(judged_runs):
+    _, out, _ = judged_runs["slip"]
+    failures = re.split(r"^_{3,} \w+ _{3,}$", out.split("== the spec of")[0], flags=re.M)[1:]
+    assert len(failures) == 1, out
+    words = failures[0].strip().splitlines()
+    assert len(words) < 15 and max(map(len, words)) <= 110, failures[0]
+    assert words[0].startswith("[ATTN-3] A = softmax(Q K^T / sqrt(d_head))")
+    assert re.search(r"A\[0, 0, \d, \d\]: expected 0\.\d+, found 0\.\d+", failures[0])
+    assert "where heads = " in failures[0] and "CrossAttention(" not in failures[0]
+
+
+def test_the_longest_statement_and_a_long_error_stay_short():
+    item = SimpleNamespace(
+        config=SimpleNamespace(getoption=lambda name: None), fixturenames=["encoder"],
+        location=("tests/test_x.py", 9, ""), name="test_x",
+        iter_markers=lambda _: [SimpleNamespace(args=("DIT-7",))],
+    )  # fmt: skip
+    error = RuntimeError("\n".join(200 * ["Module(" + 200 * "x"]))
+    drawn = "Falsifying example: f(\n    encoder=Encoder(\n        a\n    ),\n    w=1,\n)"
+    error.__notes__ = [drawn]
+    words = lesson(item, error).splitlines()
+    assert len(words) < 15 and max(map(len, words)) <= 110, words
+    assert any("where w = 1" in line for line in words)
+
+
+def test_a_file_may_take_the_rest_from_flowclip(tmp_path):
+    """And it replaces, in its own name alone, what it writes anew."""
+    (tmp_path / "mine.py").write_text("from flowclip import *\n\ndef patchify(*_): return 1\n")
+    judged = load(tmp_path / "mine.py")
+    assert judged.unpatchify is flowclip.unpatchify
+    assert judged.patchify() == 1 and flowclip.patchify is not judged.patchify
+
+
+def test_mistakes_of_the_command_line(judged_runs):
+    status, _, err = judged_runs["unfinished"]
+    said = "unfinished.py cannot be imported: SyntaxError"
+    assert status == 4 and said in err and "Traceback" not in err, err
+    config = SimpleNamespace(getoption=lambda name: "NONSENSE-1")
+    with pytest.raises(pytest.UsageError, match="--spec NONSENSE-1: no such statement"):
+        pytest_collection_modifyitems(config, [])
+
+
+@pytest.mark.parametrize("part, emptied, kept", [
+    ("CLIP", "trim_context", "CrossAttention"),
+    ("POS-2", "patchify", "make_captions"),
+    ("SAMPLE", "integrate", "check_shape"),
+])  # fmt: skip
+def test_a_blank_keeps_all_but_the_bodies_of_its_chapter(part, emptied, kept):
+    blank = [sys.executable, "docs/build/blank.py", part]
+    text = subprocess.run(blank, cwd=ROOT, capture_output=True, text=True).stdout
+    code = (ROOT / "flowclip.py").read_text()
+    compile(text, "blank", "exec")
+
+    def definition(name, text):
+        return re.search(rf"^(?:def|class) {name}\b.*?(?=^\S)", text, re.M | re.S)[0]
+
+    assert definition(kept, text) == definition(kept, code)
+    body = definition(emptied, text)
+    assert body.count("raise NotImplementedError") == 1 and '"""' in body
+    assert len(CHAPTERS) == 7 and text.count("# ---- ") == code.count("# ---- ")

@@ -1,0 +1,72 @@
+"""The notebook docs/tour.ipynb: it is what build/tour.py makes of the chapters, and it runs."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.documents.test_docs import EXAMPLES, split_example
+
+NOTEBOOK = ROOT / "docs/tour.ipynb"
+
+
+@pytest.fixture
+def tour():
+    return pytest.importorskip("tour", reason="needs docs/requirements.txt")
+
+
+def sources(notebook):
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]]
+
+
+def printed(cell):
+    return "".join("".join(output.get("text", "")) for output in cell["outputs"])
+
+
+def pictures(notebook):
+    """How many pictures it shows."""
+    return sum(
+        "image/png" in output.get("data", {})
+        for cell in notebook["cells"]
+        for output in cell.get("outputs", ())
+    )
+
+
+def test_the_notebook_is_what_the_script_makes(tour):
+    """python docs/build/tour.py writes it."""
+    assert sources(json.loads(NOTEBOOK.read_text())) == sources(tour.make_notebook())
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_the_notebook_prints_what_the_chapter_says(path):
+    example, said = split_example(path)
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    [cell] = [cell for cell in cells if "".join(cell["source"]).strip() == example.strip()]
+    assert printed(cell).strip().endswith(said.strip())
+
+
+def test_the_notebook_is_small_and_shows_its_pictures():
+    text = NOTEBOOK.read_text()
+    assert pictures(json.loads(text)) == 5 and len(text) < 300_000
+
+
+@pytest.mark.heavy
+def test_the_notebook_runs_in_a_clean_folder(tour, tmp_path, monkeypatch):
+    """All of its cells without an error; of the demo only thirty steps."""
+    for name in ("flowclip.py", "train.py", "sample.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("docs", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    programs = Path(sys.executable).parent  # "!python" shall be this one
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    notebook = tour.make_notebook()
+    [switch] = [cell for cell in notebook.cells if cell.source.startswith("import torch\nSMALL = ")]
+    switch.source = switch.source.replace("not torch.cuda.is_available()", "True")
+    switch.source = switch.source.replace('"--demo"', '"--demo --max-steps 30"')
+    tour.run(notebook, tmp_path / "docs")
+    assert pictures(notebook) == 5
+    assert (tmp_path / "runs/demo/metrics.csv").read_text().splitlines()[-1].startswith("30,")
