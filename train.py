@@ -235,17 +235,13 @@ class Batches:
             yield flowclip.normalize_images(images), self.labels[batch]
 
 
-def check_batch(images, captions, world_size):
-    """ValueError for what training would take for something else."""
+def check_images(images):
+    """ValueError for the first batch of an epoch that has other images than training takes."""
     if getattr(images, "dtype", None) != torch.float32 or not images.abs().max() <= 1.5:
         raise ValueError(
             f"a batch begins with a {torch.typename(images)}, {images!r:.80}: "
             "expected (images [B, C, H, W] in float32, none beyond -1 and 1, labels)"
         )
-    if isinstance(captions, str) or len(captions) != len(images):
-        raise ValueError(f"caption_fn gave {captions!r:.80}, expected {len(images)} captions")
-    if len(images) % world_size:
-        raise UserError(f"--batch-size {len(images)} is no multiple of {world_size} processes")
 
 
 # ---- The trainer ---------------------------------------------------------------------------------
@@ -255,7 +251,7 @@ def say(text):
         try:
             print(text, flush=True)
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 @contextmanager
@@ -300,7 +296,7 @@ class TextConditionalTrainer:
         self.model.to(self.device)
         self.ema_model = copy.deepcopy(self.model)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), self.lr, weight_decay=float(self.weight_decay), fused=True
+            self.model.parameters(), float(self.lr), weight_decay=float(self.weight_decay), fused=True
         )
         self.parallel_model = self.model
         if distributed.is_initialized():
@@ -349,7 +345,8 @@ class TextConditionalTrainer:
     def train_step(self, images, captions):
         """One step of AdamW and of the average -> the loss, still on the device."""
         B = len(images)
-        check_batch(images, captions, self.world_size)
+        if isinstance(captions, str) or len(captions) != B:
+            raise ValueError(f"caption_fn gave {captions!r:.80}, expected {B} captions")
         if self.step == 0:
             self.start_at_mean(images)
         random = seeded(self.device, self.seed, self.step, 1)  # [TRAIN-4]
@@ -393,6 +390,8 @@ class TextConditionalTrainer:
             for images, labels in itertools.islice(bar, len(self.epoch_losses), None):
                 if self.step >= max_steps or self.stopped():
                     return self.losses
+                if not self.epoch_losses:
+                    check_images(images)
                 loss = self.train_step(images, self.caption_fn(labels))
                 self.epoch_losses.append(loss)
                 self.recent.append((loss, len(images), perf_counter() - clock))
@@ -468,8 +467,8 @@ class TextConditionalTrainer:
         training = checkpoint["training"]
         for name, now in settings.items():
             then = training["run"].get(name)
-            if isinstance(then, list):  # of the captions those that differ
-                then, now = sorted({*then} - {*now}), sorted({*now} - {*then})
+            if name == "captions":  # those that differ
+                then, now = {*then} - {*now}, {*now} - {*then}
             if then != now:
                 said = f"--resume: {name} was {then!r:.200} and now is {now!r:.200}"
                 if name not in MAY_CHANGE.split():

@@ -415,6 +415,27 @@ def test_warmup(new_trainer, warmup):
           atol=1e-3)  # fmt: skip
 
 
+@pytest.mark.spec("TRAIN-5")
+@pytest.mark.parametrize("warmup, cooldown, total", [(0, 3, 6), (4, 4, 6), (0, 0, 6), (2, 3, 9)])
+def test_cooldown(new_trainer, warmup, cooldown, total):
+    """The moves beside those of a trainer at a constant rate."""
+
+    def moves(**option):
+        torch.manual_seed(0)
+        trainer = new_trainer(TwoNumbers(), lr=1e-7, weight_decay=0.0, **option)
+        path = [trainer.model.numbers()]
+        for _ in range(6):
+            trainer.train_step(*images_of(0))
+            path.append(trainer.model.numbers())
+        return torch.stack(path).diff(dim=0)
+
+    found = moves(warmup=warmup, cooldown=cooldown, total_steps=total) / moves()
+    rise = [(i + 1) / warmup if warmup else 1 for i in range(6)]
+    fall = [(total - i) / cooldown if cooldown else 1 for i in range(6)]
+    expected = [[min(1, up, down)] * 2 for up, down in zip(rise, fall)]
+    close("[step, weight]: the rate, as a share of lr,", found, expected, atol=1e-3)
+
+
 @pytest.mark.spec("TRAIN-6")
 @pytest.mark.parametrize("ema", [0.0, 0.5, 0.9, 0.999])
 def test_the_moving_average(new_trainer, ema):
@@ -446,6 +467,32 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(new_trainer, make_model, tm
     for name in ("model", "ema_model"):
         resumed, uninterrupted = (draw.flat(getattr(each, name)) for each in (second, whole))
         equal(f"{name} at the end of a run resumed after step {stop}", resumed, uninterrupted)
+
+
+@pytest.mark.spec("TRAIN-8")
+def test_the_first_prediction_is_the_mean_velocity(new_trainer):
+    """Of images whose mean is far from 0, and another at each pixel and channel."""
+    torch.manual_seed(3)
+    images = (torch.rand(4, 2, 8, 8) * torch.linspace(-1, 0.2, 128).view(2, 8, 8)).clamp(-1, 1)
+    model = flowclip.TextConditionalDiT(8, 4, 2, embed_dim=16, depth=1, num_heads=2, context_dim=12)
+    first = []
+    model.register_forward_hook(lambda _, __, v: first.append(v.detach().clone()))
+    trainer = new_trainer(model, lr=1e-3)
+    for _ in range(2):
+        trainer.train_step(images, CAPTIONS[:1] * 4)
+    mean = torch.stack([images[:, :, i : i + 4, j : j + 4] for i in (0, 4) for j in (0, 4)])
+    expected = -mean.mean(dim=(0, 1)).repeat(1, 2, 2).expand(4, -1, -1, -1)
+    close("the first v", first[0], expected)
+    assert not first[1].allclose(expected, atol=1e-5), "from then on it is learned"
+
+
+@pytest.mark.spec("TRAIN-8")
+def test_a_model_that_has_learned_something_keeps_its_bias(new_trainer, make_model):
+    model = make_model(seed=4)
+    before = model.final_linear.bias.detach().clone()
+    trainer = new_trainer(model, lr=1e-9, weight_decay=0.0)
+    trainer.train_step(torch.ones(4, 3, 8, 8), CAPTIONS[:1] * 4)
+    close("final_linear.bias", trainer.model.final_linear.bias, before)
 
 
 # ---- Beyond the statements ----
@@ -517,10 +564,11 @@ def test_a_step_never_waits_for_the_device(new_trainer, make_model, of_train):
                 reads.append(op.name())
             return op(*args, **(kwargs or {}))
 
+    trainer.train_step(torch.zeros(4, 3, 8, 8), [CAPTIONS[0]] * 4)  # the first looks at the model
     with Watch():
         for images, labels in trainer.dataloader:
             loss = trainer.train_step(images, [CAPTIONS[0]] * len(labels))
-        assert reads == [] and trainer.step == 2
+        assert reads == [] and trainer.step == 3
         loss.item()
     assert reads == ["aten::_local_scalar_dense"], "the watch works"
 

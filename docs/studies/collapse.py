@@ -1,0 +1,133 @@
+"""Why do runs fall? python docs/studies/collapse.py shapes --lr 1e-3 2e-3
+
+Trains the small model of chapter 8 on the pictures of draw_shapes.py, and every 100 steps looks
+inside, at 64 images of the first batch: how much of the residual stream still differs between
+patches, the largest attention score of the first block, the largest 1 + scale of an AdaLN, and how
+far AdamW's steps are from its history. A run has fallen when its loss is that of a model that does
+not see x_t: 1 + the variance of the images about their pixel means. Rows go to OUT/collapse.csv.
+--start zero leaves the last bias at zero; batch takes the first batch's mean, as [TRAIN-8] says;
+data takes that of all images.
+"""
+
+import argparse
+import csv
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+import flowclip
+import train
+
+COLUMNS = "data start lr seed step loss stream differs score scale ratio".split()
+
+
+class Inside:
+    """What the blocks of a model hold in one forward pass."""
+
+    def __init__(self, model):
+        self.model, self.streams, self.scores, self.scales = model, [], [], []
+        for block in model.blocks:
+            block.register_forward_hook(lambda _, __, x: self.streams.append(x.float()))
+        first = model.blocks[0].self_attn
+        first.q_proj.register_forward_hook(lambda _, __, q: setattr(self, "q", q.float()))
+        first.k_proj.register_forward_hook(lambda _, __, k: self.score(first, k.float()))
+        for module in model.modules():
+            if isinstance(module, flowclip.AdaLN):
+                module.linear.register_forward_hook(lambda _, __, y: self.scale(y.float()))
+
+    def score(self, attention, k):
+        q, k = attention.split_heads(self.q), attention.split_heads(k)
+        self.scores.append((q @ k.mT * attention.scale).abs().max().item())
+
+    def scale(self, scale_and_shift):
+        self.scales.append((1 + scale_and_shift.chunk(2, dim=-1)[0]).abs().max().item())
+
+    @torch.no_grad()
+    def look(self, *inputs):
+        """-> RMS of the stream, the share of it that differs between patches, score, 1 + scale."""
+        self.streams, self.scores, self.scales = [], [], []
+        self.model(*inputs)
+        x = torch.stack(self.streams)
+        differs = (x - x.mean(dim=2, keepdim=True)).square().mean() / x.square().mean()
+        return (x.square().mean().sqrt().item(), differs.item(), max(self.scores), max(self.scales))
+
+
+def update_ratio(optimizer):
+    """The largest |gradient| / sqrt(mean of its squares), as AdamW divides them."""
+    beta, largest = optimizer.param_groups[0]["betas"][1], 0.0
+    for weight, state in optimizer.state.items():
+        mean_square = state["exp_avg_sq"] / (1 - beta ** state["step"].item())
+        largest = max(largest, (weight.grad.abs() / (mean_square.sqrt() + 1e-8)).max().item())
+    return largest
+
+
+def run(data, encoder, start, lr, seed, args):
+    images, labels, captions = data
+    _, channels, _, size = images.shape
+    torch.manual_seed(seed)
+    model = flowclip.TextConditionalDiT(
+        size, 4 if size > 8 else 2, channels, 128, 4, 4, context_dim=encoder.embed_dim
+    )
+    batches = train.Batches(images, labels, 64, seed)
+    trainer = train.TextConditionalTrainer(
+        model, encoder, batches, lambda labels: [captions[label] for label in labels], lr,
+        warmup=100, ema=0.99, seed=seed,
+    )  # fmt: skip
+    begin = trainer.start_at_mean
+    trainer.start_at_mean = {
+        "zero": lambda _: None,
+        "batch": begin,
+        "data": lambda _: begin(flowclip.normalize_images(images[::7])),
+    }[start]
+    inside = Inside(trainer.ema_model)  # a copy: what is trained stays without hooks
+    look_at, some = next(iter(batches))
+    x1, t = torch.randn_like(look_at), torch.linspace(0.02, 0.98, len(look_at))
+    xt, _ = flowclip.interpolate(look_at, x1, t)
+    texts = [*trainer.context_of([captions[label] for label in some])]
+    while trainer.step < args.steps:
+        until = trainer.step + 100
+        while trainer.step < until:
+            trainer.train(1, until)
+        losses = [row.split(",")[2] for row in trainer.rows[-10:]]
+        with trainer.autocast:
+            found = inside.look(xt, t, *texts)
+        loss = sum(map(float, losses)) / len(losses)
+        row = [args.data, start, lr, seed, trainer.step, f"{loss:.4f}"]
+        row += [f"{number:.4g}" for number in (*found, update_ratio(trainer.optimizer))]
+        with open(args.out / "collapse.csv", "a") as file:
+            csv.writer(file).writerow(row)
+        if trainer.step % 1000 < 100:
+            print(*(f"{name} {cell}" for name, cell in zip(COLUMNS, row)), flush=True)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("data", help="a folder that draw_shapes.py wrote, or any other data of train.py")
+    add("--start", nargs="+", default=["batch"], help="zero, batch, data (batch)")
+    add("--lr", type=float, nargs="+", default=[1e-3, 2e-3], help="(1e-3 2e-3)")
+    add("--seeds", type=int, nargs="+", default=[0], help="(0)")
+    add("--steps", type=int, default=2800, metavar="N", help="(2800)")
+    add("--out", type=Path, default=Path("runs"), metavar="DIR", help="for collapse.csv (runs)")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    data = train.load_data(args.data)
+    encoder = flowclip.CLIPTextEncoder("ViT-S-32-alt", "untrained")
+    args.out.mkdir(exist_ok=True)
+    with open(args.out / "collapse.csv", "a") as file:
+        csv.writer(file).writerow(COLUMNS)
+    for seed in args.seeds:
+        for lr in args.lr:
+            for start in args.start:
+                run(data, encoder, start, lr, seed, args)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    flowclip.run_script(main)
