@@ -4,13 +4,17 @@ Read it from top to bottom: settings, data, trainer, run. The equations are in f
 training step, TRAIN-1 to TRAIN-7 of docs/1-objective.md, is here.
 """
 
+import contextlib
 import copy
 import csv
+import io
 import itertools
 import json
+import os
 import shutil
 import signal
 import sys
+import unicodedata
 from dataclasses import dataclass
 from math import inf
 from multiprocessing.pool import ThreadPool
@@ -23,7 +27,7 @@ import torch
 import tyro
 from einops import rearrange
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from sklearn.datasets import load_digits
 from torch import distributed
 from torchvision import datasets
@@ -92,13 +96,16 @@ TORCHVISION = {  # --data: the class that downloads it
 
 
 def load_data(name, img_size=None, patch_size=4):
-    """A data set by its name, or a folder -> images [N, C, H, W], labels [N], captions."""
+    """A folder, or else a data set by its name -> images [N, C, H, W], labels [N], captions."""
+    folder = Path(os.path.expanduser(name))
+    if folder.is_dir() or name not in (*TORCHVISION, "digits"):
+        return load_folder(folder, img_size, patch_size)
     if name == "digits":
         digits = load_digits()  # handwritten, values 0 to 16
         images = digits.images * 255 / 16  # [1797, 8, 8]
         labels = digits.target
         classes = datasets.MNIST.classes
-    elif name in TORCHVISION:
+    else:
         try:
             found = getattr(datasets, TORCHVISION[name])("data", download=True)
         except Exception as error:
@@ -109,14 +116,21 @@ def load_data(name, img_size=None, patch_size=4):
         images = found.data
         labels = found.targets
         classes = found.classes
-    else:
-        return load_folder(Path(name), img_size, patch_size)
     images = torch.as_tensor(images).round().byte()
     images = rearrange(images, "n h w ... -> n (...) h w")  # digits and MNIST have no channels
     if img_size:
         images = resize(images, [img_size, img_size])
     names = [name.split(" - ")[-1].replace("_", " ").lower() for name in classes]  # "7 - seven"
     return images, torch.as_tensor(labels), flowclip.make_captions(names)
+
+
+@contextlib.contextmanager
+def blame(path):
+    """What goes wrong with a file or a folder is a UserError that names it."""
+    try:
+        yield
+    except Exception as error:
+        raise flowclip.UserError(f"--data {path}: {error}") from None
 
 
 def walk(folder):
@@ -130,66 +144,122 @@ def walk(folder):
             yield from walk(path)
 
 
-def read_image(path):
-    """-> a PIL image in RGB, upright, on white."""
-    image = ImageOps.exif_transpose(Image.open(path))
-    if image.mode[0] in "IF":
-        raise ValueError("its greys have more than 8 bits")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+def path_key(path):
+    """A path as it is compared: absolute, slashes forward, letters composed, its ending small."""
+    path, ending = os.path.splitext(os.path.abspath(f"{path}".replace("\\", "/")))
+    return unicodedata.normalize("NFC", path + ending.lower())
 
 
-def load_folder(folder, img_size, patch_size):
-    """The images below a folder, cropped about their centres, their labels and captions [DATA-6].
+METADATA = {  # files of a row per text, and what is expected of them
+    "metadata.csv": 'file_name,text above rows of as many fields, "commas, in quotes"',
+    "metadata.jsonl": '{"file_name": "0.png", "text": "a dog"}',
+}
 
-    ValueError names the file that is wrong.
-    """
-    path = folder
+
+def read_metadata(path):
+    """(path of an image, text) of each row. ValueError gives the line that is wrong."""
+    lines = io.StringIO(path.read_text("utf-8-sig")).readlines()
+    table = csv.reader(lines, skipinitialspace=True, strict=True)
+    columns = []
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        if number <= table.line_num or not line.strip():
+            continue  # the row before has it, or nobody
+        try:
+            if path.suffix.lower() == ".csv":
+                fields = next(filter(any, table))
+                columns = columns or fields
+                row = dict(zip(columns, fields, strict=True))
+            else:
+                row = json.loads(line)
+            pairs.append((path.parent / row["file_name"], row["text"].strip()))
+        except Exception:
+            raise ValueError(
+                f"line {number}: expected {METADATA[path.name.lower()]}, found {line.strip():.80}"
+            ) from None
+    return pairs[len(columns) > 0 :]  # without the names of the columns
+
+
+def find_captions(folder):
+    """(path, caption) of the images below a folder, once for each of their captions [DATA-6]."""
     paths = []
-    texts = {}  # image, or image without its ending: caption
+    texts = {}  # key of an image, or of one without its ending: its texts
     others = []  # the endings of what is passed over
-    try:
-        for path, ending in [*walk(folder)]:
+    with blame(folder):
+        files = [*walk(folder)]  # found before any is read
+    for path, ending in files:
+        pairs = []
+        with blame(path):
             if ending in (*datasets.folder.IMG_EXTENSIONS, ".gif"):
                 paths.append(path)
             elif ending in (".txt", ".caption"):
-                texts[path.with_suffix("")] = path.read_text("utf-8-sig").strip()
-            elif path.name in ("metadata.jsonl", "metadata.csv"):
-                lines = path.open(encoding="utf-8-sig")  # noqa: SIM115 read to its end
-                rows = csv.DictReader(lines) if ending == ".csv" else map(json.loads, lines)
-                texts |= {path.parent / row["file_name"]: row["text"].strip() for row in rows}
+                pairs = [(path.with_suffix(""), path.read_text("utf-8-sig").strip())]
+            elif path.name.lower() in METADATA:
+                pairs = read_metadata(path)
             else:
                 others.append(ending)
-        named = flowclip.make_captions(
-            [path.absolute().parent.name.replace("_", " ") for path in paths]
+        for image, text in pairs:
+            texts.setdefault(path_key(image), []).append(text)
+    keys = [path_key(path) for path in paths]
+    keys = [key if key in texts else os.path.splitext(key)[0] for key in keys]
+    untaken = [key for key in sorted(texts.keys() - keys) for _ in texts[key]]
+    named = flowclip.make_captions(
+        [path.absolute().parent.name.replace("_", " ") for path in paths]
+    )
+    print(
+        f"folder {folder}: {len(paths):,} images, {sum(map(len, texts.values())):,} texts, "
+        f"{len(untaken):,} of them taken by no image {untaken[:1]}; "
+        f"{sum(key not in texts for key in keys):,} called by their folder, as {named[:1]}; "
+        f"passed over: {len(others)} {sorted(set(others))}"
+    )
+    if not paths or texts and texts.keys().isdisjoint(keys):
+        raise flowclip.UserError(
+            f"--data {folder}: no image is there, or none for its texts {untaken[:1]}"
         )
-        captions = [
-            texts.get(path, texts.get(path.with_suffix(""), caption))
-            for path, caption in zip(paths, named)
-        ]
-        print(
-            f"{folder}: {len(paths):,} images, {len(texts):,} texts, "
-            f"{sum(map(str.__eq__, captions, named)):,} called by their folder, as {named[:1]}; "
-            f"passed over: {len(others)} {sorted(set(others))}"
+    return [  # half an emoji, or a name in another encoding, becomes U+FFFD
+        (path, caption.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        for path, key, name in zip(paths, keys, named)
+        for caption in texts.get(key, [name])
+    ]
+
+
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**30  # texts are no pixels
+
+
+def read_image(path):
+    """-> a PIL image in RGB, upright, on white."""
+    with blame(path):
+        image = Image.open(path)
+        image.load()
+        with contextlib.suppress(Exception):  # what says which side is up may be broken
+            image = ImageOps.exif_transpose(image)
+        if image.mode[0] in "IF":
+            raise ValueError("its greys have more than 8 bits")
+        if image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        return image.convert("RGB")
+
+
+def load_folder(folder, img_size, patch_size):
+    """The images below a folder, cropped about their centres, their labels and captions.
+
+    An image of several captions is there once for each. UserError names the file that is wrong.
+    """
+    paths, captions = zip(*find_captions(folder))
+    size = img_size or min(read_image(paths[0]).size)
+    if size % patch_size or size > (img_size or 32 * patch_size):
+        raise flowclip.UserError(
+            f"--data {paths[0]}: {size} pixels a side, try --img-size {16 * patch_size}"
         )
-        if not paths:
-            path = folder
-            raise ValueError("no image is there")
-        path = paths[0]
-        size = img_size or min(read_image(path).size)
-        if size % patch_size or size > (img_size or 32 * patch_size):
-            raise ValueError(f"{size} pixels a side, try --img-size {16 * patch_size}")
-        with ThreadPool() as pool:
-            read = pool.imap(lambda path: ImageOps.fit(read_image(path), (size, size)), paths)
-            images = []
-            for path in tqdm(paths, "reading", leave=False, disable=None):  # noqa: B007
-                images.append(pil_to_tensor(next(read)))
-    except Exception as error:
-        raise ValueError(f"--data {path}: {error}") from None
+    images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+    with ThreadPool() as pool:
+        read = pool.imap(lambda path: ImageOps.fit(read_image(path), (size, size)), paths)
+        read = tqdm(read, "reading", len(paths), leave=False, disable=None)
+        for row, image in zip(images, read):
+            row.copy_(pil_to_tensor(image))
     captions, labels = np.unique(np.array(captions, object), return_inverse=True)
-    return torch.stack(images), torch.from_numpy(labels), captions.tolist()
+    return images, torch.from_numpy(labels), captions.tolist()
 
 
 def generator(device, *key):
