@@ -628,7 +628,7 @@ def save_picture(path, images, columns, titles=(), rows=()):
 def run_script(main):
     """Run `main`: a mistake of its user ends in one line on stderr and status 2."""
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
-        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal shows what it can
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"note: {message}")
         try:

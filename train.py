@@ -6,19 +6,20 @@ training step, TRAIN-1 to TRAIN-7 of docs/1-objective.md, is here.
 
 import copy
 import csv
+import io
 import itertools
 import json
 import os
-import shlex
-import shutil
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import inf
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from shlex import quote
 from time import perf_counter
 from typing import Literal
 
@@ -28,7 +29,7 @@ import tyro
 from einops import rearrange
 from filelock import FileLock
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from sklearn.datasets import load_digits
 from torch import distributed
 from torch.nn.utils.rnn import pad_sequence
@@ -71,10 +72,9 @@ class Config:
     seed: int = 0  # of the first weights, the order, the noise, the drops
 
     # The run
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: the best at hand
+    device: str = "auto"  # cuda, mps, cpu; auto: the best at hand
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device is fast in it
-    # torch.compile the blocks; on by default where a GPU and gcc are
-    compile: bool = torch.cuda.is_available() and bool(shutil.which("gcc"))
+    compile: bool = torch.cuda.is_available()  # torch.compile the blocks; on where a GPU is
     out: str = ""  # the run folder; by default runs/ and the name of the data
     resume: bool = False  # go on from the checkpoint in the run folder, if there is one
     overwrite: bool = False  # start anew, over the checkpoint in the run folder
@@ -104,6 +104,15 @@ def check_numbers(config):
         raise UserError(f"--embed-dim {config.embed_dim} is no multiple of 4 and of --heads")
 
 
+def say(text):
+    """Print at once. A closed terminal, or a full disk under the log, ends no run."""
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first one speaks
+        try:
+            print(text, flush=True)
+        except OSError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
 # ---- Data: uint8 images, their labels, and one caption per label ---------------------------------
 TORCHVISION = {  # --data: the class that downloads it
     "cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion-mnist": "FashionMNIST",
@@ -111,31 +120,41 @@ TORCHVISION = {  # --data: the class that downloads it
 
 
 def load_data(name, img_size=None, patch_size=4):
-    """A data set by its name, or a folder -> images [N, C, H, W], labels [N], captions."""
+    """A folder, or else a data set by its name -> images [N, C, H, W], labels [N], captions."""
+    folder = Path(os.path.expanduser(name))
+    if folder.is_dir() or name not in (*TORCHVISION, "digits"):
+        return load_folder(folder, img_size, patch_size)
     if name == "digits":
         digits = load_digits()  # handwritten, values 0 to 16
         images = digits.images * 255 / 16  # [1797, 8, 8]
         labels = digits.target
         classes = datasets.MNIST.classes
-    elif name in TORCHVISION:
+    else:
         try:
             found = getattr(datasets, TORCHVISION[name])("data", download=True)
         except Exception as error:
-            raise ConnectionError(
-                f"could not download {name} into data/: {error}; "
+            raise UserError(
+                f"--data {name} could not be downloaded into data/: {error}; "
                 "--data digits and --data DIR need no network"
             ) from None
         images = found.data
         labels = found.targets
         classes = found.classes
-    else:
-        return load_folder(Path(name), img_size, patch_size)
     images = torch.as_tensor(images).round().byte()
     images = rearrange(images, "n h w ... -> n (...) h w")  # digits and MNIST have no channels
     if img_size:
         images = resize(images, [img_size, img_size])
     names = [name.split(" - ")[-1].replace("_", " ").lower() for name in classes]  # "7 - seven"
     return images, torch.as_tensor(labels), flowclip.make_captions(names)
+
+
+@contextmanager
+def blame(path):
+    """What goes wrong with a file or a folder is a UserError that names it."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"--data {path}: {error}") from None
 
 
 def walk(folder):
@@ -149,66 +168,122 @@ def walk(folder):
             yield from walk(path)
 
 
-def read_image(path):
-    """-> a PIL image in RGB, upright, on white."""
-    image = ImageOps.exif_transpose(Image.open(path))
-    if image.mode[0] in "IF":
-        raise ValueError("its greys have more than 8 bits")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+def path_key(path):
+    """A path as it is compared: absolute, slashes forward, letters composed, its ending small."""
+    path, ending = os.path.splitext(os.path.abspath(f"{path}".replace("\\", "/")))
+    return unicodedata.normalize("NFC", path + ending.lower())
 
 
-def load_folder(folder, img_size, patch_size):
-    """The images below a folder, cropped about their centres, their labels and captions [DATA-6].
+METADATA = {  # files of a row per text, and what is expected of them
+    "metadata.csv": 'file_name,text above rows of as many fields, "commas, in quotes"',
+    "metadata.jsonl": '{"file_name": "0.png", "text": "a dog"}',
+}
 
-    ValueError names the file that is wrong.
-    """
-    path = folder
+
+def read_metadata(path):
+    """(path of an image, text) of each row. ValueError gives the line that is wrong."""
+    lines = io.StringIO(path.read_text("utf-8-sig")).readlines()
+    table = csv.reader(lines, skipinitialspace=True, strict=True)
+    columns = []
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        if number <= table.line_num or not line.strip():
+            continue  # the row before has it, or nobody
+        try:
+            if path.suffix.lower() == ".csv":
+                fields = next(filter(any, table))
+                columns = columns or fields
+                row = dict(zip(columns, fields, strict=True))
+            else:
+                row = json.loads(line)
+            pairs.append((path.parent / row["file_name"], row["text"].strip()))
+        except Exception:
+            raise ValueError(
+                f"line {number}: expected {METADATA[path.name.lower()]}, found {line.strip():.80}"
+            ) from None
+    return pairs[len(columns) > 0 :]  # without the names of the columns
+
+
+def find_captions(folder):
+    """(path, caption) of the images below a folder, once for each of their captions [DATA-6]."""
     paths = []
-    texts = {}  # image, or image without its ending: caption
+    texts = {}  # key of an image, or of one without its ending: its texts
     others = []  # the endings of what is passed over
-    try:
-        for path, ending in [*walk(folder)]:
+    with blame(folder):
+        files = [*walk(folder)]  # found before any is read
+    for path, ending in files:
+        pairs = []
+        with blame(path):
             if ending in (*datasets.folder.IMG_EXTENSIONS, ".gif"):
                 paths.append(path)
             elif ending in (".txt", ".caption"):
-                texts[path.with_suffix("")] = path.read_text("utf-8-sig").strip()
-            elif path.name in ("metadata.jsonl", "metadata.csv"):
-                lines = path.open(encoding="utf-8-sig")  # noqa: SIM115 read to its end
-                rows = csv.DictReader(lines) if ending == ".csv" else map(json.loads, lines)
-                texts |= {path.parent / row["file_name"]: row["text"].strip() for row in rows}
+                pairs = [(path.with_suffix(""), path.read_text("utf-8-sig").strip())]
+            elif path.name.lower() in METADATA:
+                pairs = read_metadata(path)
             else:
                 others.append(ending)
-        named = flowclip.make_captions(
-            [path.absolute().parent.name.replace("_", " ") for path in paths]
+        for image, text in pairs:
+            texts.setdefault(path_key(image), []).append(text)
+    keys = [path_key(path) for path in paths]
+    keys = [key if key in texts else os.path.splitext(key)[0] for key in keys]
+    untaken = [key for key in sorted(texts.keys() - keys) for _ in texts[key]]
+    named = flowclip.make_captions(
+        [path.absolute().parent.name.replace("_", " ") for path in paths]
+    )
+    say(
+        f"folder {folder}: {len(paths):,} images, {sum(map(len, texts.values())):,} texts, "
+        f"{len(untaken):,} of them taken by no image {untaken[:1]}; "
+        f"{sum(key not in texts for key in keys):,} called by their folder, as {named[:1]}; "
+        f"passed over: {len(others)} {sorted(set(others))}"
+    )
+    if not paths or texts and texts.keys().isdisjoint(keys):
+        raise UserError(
+            f"--data {folder}: no image is there, or none for its texts {untaken[:1]}"
         )
-        captions = [
-            texts.get(path, texts.get(path.with_suffix(""), caption))
-            for path, caption in zip(paths, named)
-        ]
-        print(
-            f"{folder}: {len(paths):,} images, {len(texts):,} texts, "
-            f"{sum(map(str.__eq__, captions, named)):,} called by their folder, as {named[:1]}; "
-            f"passed over: {len(others)} {sorted(set(others))}"
+    return [  # half an emoji, or a name in another encoding, becomes U+FFFD
+        (path, caption.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        for path, key, name in zip(paths, keys, named)
+        for caption in texts.get(key, [name])
+    ]
+
+
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**30  # texts are no pixels
+
+
+def read_image(path):
+    """-> a PIL image in RGB, upright, on white."""
+    with blame(path):
+        image = Image.open(path)
+        image.load()
+        with suppress(Exception):  # what says which side is up may be broken
+            image = ImageOps.exif_transpose(image)
+        if image.mode[0] in "IF":
+            raise ValueError("its greys have more than 8 bits")
+        if image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        return image.convert("RGB")
+
+
+def load_folder(folder, img_size, patch_size):
+    """The images below a folder, cropped about their centres, their labels and captions.
+
+    An image of several captions is there once for each. UserError names the file that is wrong.
+    """
+    paths, captions = zip(*find_captions(folder))
+    size = img_size or min(read_image(paths[0]).size)
+    if size % patch_size or size > (img_size or 32 * patch_size):
+        raise UserError(
+            f"--data {paths[0]}: {size} pixels a side, try --img-size {16 * patch_size}"
         )
-        if not paths:
-            path = folder
-            raise ValueError("no image is there")
-        path = paths[0]
-        size = img_size or min(read_image(path).size)
-        if size % patch_size or size > (img_size or 32 * patch_size):
-            raise ValueError(f"{size} pixels a side, try --img-size {16 * patch_size}")
-        with ThreadPool() as pool:
-            read = pool.imap(lambda path: ImageOps.fit(read_image(path), (size, size)), paths)
-            images = []
-            for path in tqdm(paths, "reading", leave=False, disable=None):  # noqa: B007
-                images.append(pil_to_tensor(next(read)))
-    except Exception as error:
-        raise ValueError(f"--data {path}: {error}") from None
+    images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+    with ThreadPool() as pool:
+        read = pool.imap(lambda path: ImageOps.fit(read_image(path), (size, size)), paths)
+        read = tqdm(read, "reading", len(paths), leave=False, disable=None)
+        for row, image in zip(images, read):
+            row.copy_(pil_to_tensor(image))
     captions, labels = np.unique(np.array(captions, object), return_inverse=True)
-    return torch.stack(images), torch.from_numpy(labels), captions.tolist()
+    return images, torch.from_numpy(labels), captions.tolist()
 
 
 def seeded(device, *key):
@@ -246,15 +321,6 @@ def check_images(images):
 
 
 # ---- The trainer ---------------------------------------------------------------------------------
-def say(text):
-    """Print at once. A closed terminal, or a full disk under the log, ends no run."""
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first one speaks
-        try:
-            print(text, flush=True)
-        except OSError:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-
-
 @contextmanager
 def noting_errors():
     """What stands beside training does not end it: where a file cannot be written, a note."""
@@ -504,8 +570,8 @@ def draw_pictures(out, trainer, captions):
 
 def begin_process(name):
     """-> the device, and the rank of this process: 0, unless torchrun has started several."""
-    device = flowclip.get_device() if name == "auto" else torch.device(name)
     try:
+        device = flowclip.get_device() if name == "auto" else torch.device(name)
         torch.zeros(1, device=device)
     except Exception as error:
         raise UserError(f"--device {name}: {error!s:.100}") from None
@@ -562,8 +628,8 @@ def main():
         steps, config.cooldown * steps,
     )  # fmt: skip
     # before the first step, in one order: what shares a call is rounded alike [TRAIN-7]
-    parts = [*torch.utils.data.BatchSampler(captions, 256, False)]
-    for part in tqdm(parts, "reading captions", leave=False, disable=rank or None):
+    bar = tqdm(captions, "captions", leave=False, disable=None)
+    for part in torch.utils.data.BatchSampler(bar, 256, False):
         trainer.context_of(part)
     if config.compile:
         flowclip.compile_blocks(model)
@@ -600,11 +666,11 @@ def main():
     if trainer.recent:
         trainer.log()
     draw_pictures(out, trainer, captions)
-    command = ["python", "sample.py", captions[-1], "--cfg", "1", "3", "7.5"]
     say(
         f"made in {perf_counter() - start:.0f} s, in {out}: "
         "checkpoint.pt, metrics.csv, loss.png, samples.png\n"
-        f"next: {shlex.join([*command, '--checkpoint', str(checkpoint)])}"
+        f"next: python sample.py {quote(captions[-1])} --cfg 1 3 7.5 "
+        f"--checkpoint {quote(str(checkpoint))}"
     )
 
 

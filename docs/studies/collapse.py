@@ -21,7 +21,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import flowclip
 import train
 
-COLUMNS = "data start lr seed step loss stream differs score scale ratio".split()
+COLUMNS = (
+    "data", "start", "lr", "seed", "step", "loss", "stream", "differs", "score", "scale", "ratio",
+)  # fmt: skip
 
 
 class Inside:

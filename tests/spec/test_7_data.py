@@ -94,12 +94,6 @@ def write(path, content=None):
         path.write_text(content, encoding="utf-8")
 
 
-def captions_of(folder, **given):
-    """The caption of each image of a folder, in the order of their paths."""
-    _, labels, captions = train.load_data(str(folder), **given)
-    return [captions[label] for label in labels]
-
-
 @pytest.mark.spec("DATA-6")
 @given(
     st.lists(st.text("aeiouxyzAEIOU0é猫", min_size=1, max_size=5), min_size=1, max_size=3),
@@ -118,132 +112,6 @@ def test_a_folder_is_a_caption_unless_a_text_stands_beside_the_image(
     found = sorted(captions[label] for label in labels)
     expected = sorted([*flowclip.make_captions([" ".join(parts)]), caption.strip()])
     assert found == expected, f"expected {expected}, found {found}"
-
-
-def test_texts_of_other_encodings(tmp_path):
-    write(tmp_path / "1.png")
-    write(tmp_path / "1.txt", "\ufeffa red square")  # as some editors begin
-    assert captions_of(tmp_path) == ["a red square"]
-    (tmp_path / "1.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match=f"--data {tmp_path}/1.txt: .*utf-8"):
-        captions_of(tmp_path)
-
-
-ROWS = '{"file_name": "%s", "text": "one"}\n{"file_name": "%s", "text": "two, or\\u2028three"}\n'
-LAYOUTS = {  # files: their captions
-    "a folder per class": (
-        {"fire_truck/0.png": None, "owl/deep/er/1.JPG": None},
-        ["a photo of a fire truck", "a photo of an er"],
-    ),
-    "a flat folder, its texts beside": (
-        {"0.JPG": None, "0.TXT": "one", "1.png": None, "1.caption": "two", "2.gif": None},
-        ["one", "two", "a photo of a pics"],
-    ),
-    "a flat folder and one below": (
-        {"0.png": None, "0.txt": "one", "z/1.png": None, "notes.txt": "none"},
-        ["one", "a photo of a z"],
-    ),
-    "an empty text is the empty prompt": ({"a/0.png": None, "a/0.txt": " "}, [""]),
-    "metadata.jsonl": (
-        {"x/0.png": None, "x/1.png": None, "x/metadata.jsonl": ROWS % ("0.png", "1.png")},
-        ["one", "two, or\u2028three"],
-    ),
-    "metadata above": (
-        {"x/0.png": None, "x/1.png": None, "metadata.jsonl": ROWS % ("x/0.png", "./x/1.png")},
-        ["one", "two, or\u2028three"],
-    ),
-    "metadata.csv": (
-        {"0.png": None, "1.png": None, "metadata.csv": 'text,file_name\n"one, two",0.png\n'},
-        ["one, two", "a photo of a pics"],
-    ),
-    "hidden names": (
-        {
-            "cat/0.png": None, "cat/.ipynb_checkpoints/0.png": None, "@eaDir/1/0.png": None,
-            "cat/.thumbnails/a.png": None, "__MACOSX/cat/0.png": None, "cat/._0.jpg": "\0\5\26\7",
-            "cat/Thumbs.db": "x", ".git/x.txt": "x",
-        },
-        ["a photo of a cat"],
-    ),
-    "other files": (
-        {"cat/0.png": None, "cat/clip.mpg": "x", "cat/x.h5": "x", "cat/1.HEIC": "x", "README": "x"},
-        ["a photo of a cat"],
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_the_layouts_that_people_have(tmp_path, name):
-    files, captions = LAYOUTS[name]
-    for path, content in files.items():
-        write(tmp_path / "pics" / path, content)
-    assert captions_of(tmp_path / "pics") == captions
-
-
-def test_a_folder_is_counted_before_it_is_read(tmp_path, monkeypatch, capsys):
-    for name in ("0.png", "1.png", "2.png", "cat/3.png"):
-        write(tmp_path / "pics" / name)
-    for name in ("0.txt", "1.TXT", "clip.mpg", "a.heic", "b.heic", ".hidden"):
-        write(tmp_path / "pics" / name, name)
-    monkeypatch.chdir(tmp_path)
-    assert captions_of("pics") == ["0.txt", "1.TXT", "a photo of a pics", "a photo of a cat"]
-    said = "pics: 4 images, 2 texts, 2 called by their folder, as ['a photo of a pics']; "
-    assert capsys.readouterr().out == f"{said}passed over: 4 ['.heic', '.mpg', 'hidden']\n"
-    monkeypatch.chdir("pics")
-    assert captions_of(".")[2] == "a photo of a pics"
-
-
-def test_a_folder_of_no_image_says_what_is_there(tmp_path, capsys):
-    write(tmp_path / "a.heic", "x")
-    with pytest.raises(ValueError, match=f"^--data {tmp_path}: no image is there"):
-        captions_of(tmp_path)
-    said = "0 images, 0 texts, 0 called by their folder, as []; passed over: 1 ['.heic']"
-    assert said in capsys.readouterr().out
-
-
-def test_metadata_without_a_text_is_named(tmp_path):
-    write(tmp_path / "0.png")
-    write(tmp_path / "metadata.jsonl", '{"file_name": "0.png", "caption": "x"}')
-    with pytest.raises(ValueError, match=f"--data {tmp_path}/metadata.jsonl: 'text'"):
-        captions_of(tmp_path)
-
-
-def test_links_are_followed_at_every_level(tmp_path):
-    write(tmp_path / "store/9/0.png")
-    write(tmp_path / "store/1.png")
-    (tmp_path / "pics/cat").mkdir(parents=True)
-    (tmp_path / "pics/cat/deep_er").symlink_to(tmp_path / "store/9")
-    (tmp_path / "pics/cat/link.png").symlink_to(tmp_path / "store/1.png")
-    (tmp_path / "pics/dog").symlink_to(tmp_path / "store/9")
-    assert captions_of(tmp_path / "pics") == [
-        "a photo of a deep er", "a photo of a cat", "a photo of a dog"
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ["cat/gone.png", "cat/gone", "gone", "cat/0.txt", "self"])
-def test_a_link_to_nothing_is_named(tmp_path, name):
-    write(tmp_path / "cat/0.png")
-    (tmp_path / name).symlink_to("self" if name == "self" else "nowhere")
-    with pytest.raises(ValueError, match=name):
-        captions_of(tmp_path)
-    (tmp_path / name).rename(tmp_path / ".lock")  # as editors leave them
-    assert captions_of(tmp_path) == ["a photo of a cat"]
-
-
-@pytest.mark.parametrize("size, given, fits", [
-    ((40, 30), {}, 64), ((400, 300), {}, 64), ((400, 300), {"patch_size": 2}, 32),
-    ((3, 9), {"patch_size": 8}, 128), ((8, 8), {"img_size": 30}, 64),
-])  # fmt: skip
-def test_a_size_that_does_not_fit_is_refused_before_the_second_image_is_read(
-    tmp_path, size, given, fits
-):
-    for n in range(3):
-        write(tmp_path / f"cat/{n}.png", "no image")
-    Image.new("L", size).save(tmp_path / "cat/0.png")
-    with pytest.raises(ValueError, match=f"cat/0.png: .* try --img-size {fits}$"):
-        captions_of(tmp_path, **given)
-    for n in range(3):
-        Image.new("L", size).save(tmp_path / f"cat/{n}.png")
-    assert len(captions_of(tmp_path, **given | {"img_size": fits})) == 3
 
 
 CLASSES = {
@@ -272,12 +140,3 @@ def test_data_sets_by_their_name(monkeypatch, name):
     assert captions[labels[0]] == caption and len(captions) == len(classes)
     if name == "mnist":
         assert captions == train.load_data("digits")[2] and captions[1] == "a photo of a one"
-
-
-def test_metadata_may_have_any_character_but_must_be_text(tmp_path):
-    write(tmp_path / "a/0.png")
-    write(tmp_path / "a/metadata.jsonl", '{"file_name": "0.png", "text": " one\u2028two "}\n')
-    assert captions_of(tmp_path) == ["one\u2028two"]
-    write(tmp_path / "a/metadata.jsonl", '{"file_name": "0.png", "text": null}\n')
-    with pytest.raises(ValueError, match="metadata.jsonl"):
-        captions_of(tmp_path)
