@@ -613,7 +613,7 @@ def save_picture(path, images, columns, titles=(), rows=()):
     )
     for axis, image in zip(axes.flat, images):
         axis.imshow(
-            rearrange(image.cpu().expand(3, -1, -1), "c h w -> h w c"),
+            rearrange(image.cpu().expand(3, -1, -1).numpy(), "c h w -> h w c"),
             interpolation="nearest",  # every pixel a square
         )
     wrap = textwrap.TextWrapper(24, max_lines=3).fill

@@ -31,6 +31,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from torch import distributed
+from torch.nn.utils.rnn import pad_sequence
 from torchvision import datasets
 from torchvision.transforms.v2.functional import pil_to_tensor, resize
 from tqdm import tqdm
@@ -94,7 +95,7 @@ MAY_CHANGE = (  # when a run is resumed
 
 def check_numbers(config):
     """UserError for a number that would train nothing, or something else, in silence."""
-    for name in ("epochs", "max_steps", "save_every", "sample_every"):
+    for name in ("epochs", "batch_size", "max_steps", "save_every", "sample_every"):
         if not getattr(config, name) >= 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}, below 1")
     if not 0 <= config.text_drop <= 1:
@@ -296,7 +297,7 @@ class TextConditionalTrainer:
         self.model.to(self.device)
         self.ema_model = copy.deepcopy(self.model)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), float(self.lr), weight_decay=float(self.weight_decay), fused=True
+            self.model.parameters(), self.lr, weight_decay=float(self.weight_decay), fused=True
         )
         self.parallel_model = self.model
         if distributed.is_initialized():
@@ -330,9 +331,8 @@ class TextConditionalTrainer:
         if len(self.tokens) > 100_000:  # 2.5 GB of 12 tokens each: the later ones are not kept
             for caption in new:
                 del self.tokens[caption]
-        lengths = torch.tensor([len(text) for text in texts])
-        context = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
-        mask = torch.arange(context.shape[1]) < lengths[:, None]
+        context = pad_sequence(texts, batch_first=True)
+        mask = pad_sequence([torch.ones(len(text)) for text in texts], batch_first=True).bool()
         return (tensor.to(self.device, non_blocking=True) for tensor in (context, mask))
 
     def start_at_mean(self, images):
@@ -508,7 +508,7 @@ def begin_process(name):
     try:
         torch.zeros(1, device=device)
     except Exception as error:
-        raise UserError(f"--device {name}: {error}") from None
+        raise UserError(f"--device {name}: {error!s:.100}") from None
     if not distributed.is_torchelastic_launched():
         return device, 0
     if device.type == "cuda":
