@@ -401,9 +401,7 @@ def test_what_another_launcher_left_makes_no_process_group(command, no_pictures,
     assert status == 0 and "made in" in out, err
 
 
-def test_a_terminal_of_other_letters_ends_no_run(
-    no_pictures, monkeypatch, tmp_path, small_encoder
-):
+def test_a_terminal_of_other_letters_ends_no_run(no_pictures, monkeypatch, tmp_path, small_encoder):
     picture(tmp_path / "\N{CJK UNIFIED IDEOGRAPH-72AC}/a.png")
     screen = io.TextIOWrapper(io.BytesIO(), "cp1252")
     monkeypatch.setattr(sys, "stdout", screen)
