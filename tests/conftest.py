@@ -189,6 +189,8 @@ def command(monkeypatch, capsys, tmp_path, small_encoder):
     import flowclip
 
     monkeypatch.chdir(tmp_path)
+    for name in ("COLUMNS", "FORCE_COLOR", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)  # of the terminal or the cluster of who tests
     build = flowclip.CLIPTextEncoder
 
     def at_hand(name="ViT-B-32-quickgelu", pretrained="openai", device=None):
@@ -198,7 +200,10 @@ def command(monkeypatch, capsys, tmp_path, small_encoder):
         return build(name, pretrained, device)
 
     monkeypatch.setattr(flowclip, "CLIPTextEncoder", at_hand)
-    handlers = {number: signal.getsignal(number) for number in {1, 2, 15}}
+    usual = {1: signal.SIG_DFL, 2: signal.default_int_handler, 15: signal.SIG_DFL}
+    handlers = {  # whoever started this may ignore some, as a shell does for what runs with &
+        number: signal.signal(number, handler) for number, handler in usual.items()
+    }
 
     def run(module, *argv):
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, argv)])

@@ -31,7 +31,7 @@ def start(jobs):
     -> a function that waits for {name: (status, stdout, stderr)}.
     """
     names, count, processes = list(jobs), os.cpu_count(), []
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "", "COLUMNS": "80"}
     for part in filter(None, (names[first::count] for first in range(count))):
         mine = json.dumps([jobs[name] for name in part])
         command = [sys.executable, "-m", "tests.documents.several", mine]

@@ -1,7 +1,7 @@
 """The documents are held to the code: statements, commands, examples, links."""
 
-import argparse
 import contextlib
+import importlib
 import inspect
 import io
 import re
@@ -9,24 +9,14 @@ import shlex
 import sys
 import textwrap
 import tokenize
+from pathlib import Path
 
-import ablate
-import benchmark
-import blank
-import compose
-import draw_shapes
-import exact
-import figures
-import judge
-import label_vs_tokens
 import pytest
 import torch
-import train_clip
 import tyro
-from statements import CHAPTERS, NAME, ROOT, read_statements
+from statements import NAME, ROOT, read_statements
 
 import flowclip
-import sample
 import train
 from tests.spec import strategies as draw
 
@@ -45,10 +35,6 @@ def comments(path):
     """The statements that stand in a comment or a docstring of the code, after its own title."""
     text = path.read_text().split('"""', 2)[2]
     return set(re.findall(rf"\[({NAME})\]", text))
-
-
-def test_seven_chapters_with_statements():
-    assert [path.name[0] for path in CHAPTERS] == list("1234567") and len(read_statements()) >= 45
 
 
 def test_every_statement_has_a_test_and_every_mark_a_statement():
@@ -160,44 +146,36 @@ def commands(path):
                 yield part
 
 
-def test_commands_are_found():
-    assert len(list(commands(ROOT / "README.md"))) >= 10
-
-
-PARSERS = {
-    "train.py": lambda: tyro.cli(train.Config),
-    "sample.py": lambda: tyro.cli(sample.Config),
-    "docs/studies/judge.py": judge.parse_args,
-    "docs/studies/benchmark.py": benchmark.parse_args,
-    "docs/studies/ablate.py": ablate.parse_args,
-    "docs/studies/draw_shapes.py": draw_shapes.parse_args,
-    "docs/studies/compose.py": compose.parse_args,
-    "docs/studies/train_clip.py": train_clip.parse_args,
-    "docs/studies/label_vs_tokens.py": label_vs_tokens.parse_args,
-    "docs/studies/exact.py": exact.parse_args,
-    "docs/build/page.py": argparse.ArgumentParser().parse_args,
-    "docs/build/tour.py": argparse.ArgumentParser().parse_args,
-    "docs/build/links.py": argparse.ArgumentParser().parse_args,
-    "docs/build/blank.py": lambda: blank.blank(sys.argv[1]),
-    "docs/studies/figures.py": figures.parse_args,
-}
+def read_flags(path):
+    """What a script makes of sys.argv before it begins; SystemExit where a flag is wrong."""
+    module = importlib.import_module(Path(path).stem)
+    if hasattr(module, "Config"):
+        tyro.cli(module.Config)
+    elif hasattr(module, "parse_args"):
+        module.parse_args()
+    elif path == "docs/build/blank.py":
+        module.blank(sys.argv[1])
+    else:
+        assert sys.argv[1:] == [], f"{path} takes no flag"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_use_flags_that_exist(path, monkeypatch, pytestconfig):
     wanted = {name.split("-")[0] for name in read_statements()} | {*read_statements(), None}
-    for command in commands(path):
-        words = shlex.split(command)
+    found = [shlex.split(command) for command in commands(path)]
+    assert path.parent != ROOT or len(found) >= 10
+    for words in found:
         if words[0] == "pytest":
             given = pytestconfig._parser.parse_known_args(words[1:])
-            assert given.spec in wanted, command
-            assert not any(word.startswith("-") for word in given.file_or_dir), command
+            assert given.spec in wanted, words
+            assert not any(word.startswith("-") for word in given.file_or_dir), words
             continue
+        assert (ROOT / words[1]).is_file(), words
         monkeypatch.setattr("sys.argv", words[1:])
         try:
-            PARSERS[words[1]]()
+            read_flags(words[1])
         except SystemExit as stop:
-            assert stop.code == 0, f"{path.name}: {command}"
+            assert stop.code == 0, f"{path.name}: {words}"
 
 
 def test_the_python_of_the_closing_page_runs():
@@ -228,16 +206,9 @@ def test_links_and_pictures_resolve(path):
         assert picture.stat().st_size < 300_000, picture
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_a_caption_has_three_lines_at_most(path):
-    """What stands in italics below a picture; the rest is text."""
-    for name, caption in re.findall(r"^!\[.*\]\((.+)\)\n\n(\*(?:.+\n)+)", path.read_text(), re.M):
-        assert caption.count("\n") <= 3, f"{path.name}: {name}"
-
-
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="since 3.12 an f-string is many tokens")
 @pytest.mark.parametrize(
-    "name, most", [("flowclip.py", 4400), ("train.py", 3600), ("sample.py", 1200)]
+    "name, most", [("flowclip.py", 4400), ("train.py", 3900), ("sample.py", 1150)]
 )
 def test_the_three_files_are_thin(name, most):
     """Tokens are counted, without comments and docstrings: lines can be packed, tokens cannot."""

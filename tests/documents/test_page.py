@@ -149,7 +149,7 @@ def test_no_markdown_is_left_over(pages):
 # ---- In a browser --------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs docs/requirements.txt")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs docs/requirements-test.txt")
     program = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if not program or not driver:

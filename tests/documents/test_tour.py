@@ -16,7 +16,7 @@ NOTEBOOK = ROOT / "docs/tour.ipynb"
 
 @pytest.fixture
 def tour():
-    return pytest.importorskip("tour", reason="needs docs/requirements.txt")
+    return pytest.importorskip("tour", reason="needs docs/requirements-test.txt")
 
 
 def sources(notebook):

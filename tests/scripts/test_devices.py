@@ -44,26 +44,21 @@ def test_the_text_encoder_works_where_it_is_wanted(monkeypatch):
     assert {tensor.device.type for tensor in made} == {"meta"} and asked == ["meta"]
 
 
-def test_noise_is_drawn_on_the_cpu_alike_for_every_device(make_model, monkeypatch):
-    asked, randn, model, encoder = [], torch.randn, make_model().to("meta"), draw.StandIn()
-
-    def noted(*args, **options):
-        asked.append(randn(*args, **options).device.type)
-        return randn(*args, **options)
-
-    monkeypatch.setattr(torch, "randn", noted)
-    for source in (None, torch.Generator()):
-        flowclip.sample_text_conditional(model, encoder, "dog", (3, 8, 8), 1, generator=source)
-    assert asked == ["cpu", "cpu"]
-
-
 @pytest.mark.parametrize("given", [
     {}, {"generator": torch.Generator()}, {"noise": torch.ones(1, 3, 8, 8)},
 ], ids=["alone", "generator", "noise"])  # fmt: skip
-def test_the_sampler_works_on_the_device_of_the_model(make_model, given):
-    model = make_model().to("meta")
-    images = flowclip.sample_text_conditional(model, draw.StandIn(), "dog", (3, 8, 8), 1, **given)
+def test_the_sampler_works_on_the_device_of_the_model(make_model, monkeypatch, given):
+    """Its noise comes from the CPU, alike for every device."""
+    model, encoder, randn, drawn = make_model().to("meta"), draw.StandIn(), torch.randn, []
+
+    def noted(*args, **options):
+        drawn.append(randn(*args, **options).device.type)
+        return randn(*args, **options)
+
+    monkeypatch.setattr(torch, "randn", noted)
+    images = flowclip.sample_text_conditional(model, encoder, "dog", (3, 8, 8), 1, **given)
     assert images.device.type == "meta" and images.shape == (1, 3, 8, 8)
+    assert drawn == ["cpu"] * ("noise" not in given)
 
 
 def test_the_sampler_works_on_the_device_given():

@@ -127,10 +127,7 @@ def test_the_first_process_alone_downloads_and_writes(runs):
 
 
 def test_the_batch_must_be_divisible(make_model):
-    trainer = train.TextConditionalTrainer(
-        make_model(), draw.StandIn(), [], None, device="cpu", seed=0
-    )
+    trainer = train.TextConditionalTrainer(make_model(), draw.StandIn(), [], None, device="cpu")
     trainer.world_size = 3
-    said = "the batch size is 64, expected a multiple of 3, as 63 or 66"
-    with pytest.raises(ValueError, match=f"^{said}$"):
+    with pytest.raises(ValueError, match="64.* 3"):
         trainer.train_step(torch.zeros(64, 3, 8, 8), 64 * ["dog"])
