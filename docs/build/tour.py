@@ -49,8 +49,8 @@ MAIN_JOB = r"""
 On a GPU this is the documented job: CIFAR-10 with OpenAI's text weights, 30 epochs. It downloads
 170 MB of images and 600 MB of CLIP; how long it takes on Colab's GPU has not been measured.
 Without a GPU it is the demo: 1,797 real handwritten digits, a small model, a text tower that
-[nobody trained](4-text.md#which-weights), no download, and a few minutes on two CPU cores. If a download
-fails, or you have no time, set `SMALL = True`.
+[nobody trained](4-text.md#which-weights), no download, and a few minutes on two CPU cores. If a
+download fails, or you have no time, set `SMALL = True`.
 
     import torch
     SMALL = not torch.cuda.is_available()
