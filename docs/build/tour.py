@@ -17,21 +17,21 @@ DOCS = Path(__file__).parents[1]
 BEGIN = """
 # A tour of flowclip
 
-How a sentence becomes a picture: the experiments of [the chapters](README.md) in their order, and
-then the main job. Change what you like and run it again. All of the mathematics is in
-[flowclip.py](../flowclip.py).
+How a sentence becomes a picture. First the experiments of [the chapters](README.md): the method
+(what is trained, how an image is drawn, what guidance does), then its parts (text, attention,
+network, data), then sentences about two objects. The main job comes last. Change what you like and
+run it again. The mathematics is in [flowclip.py](../flowclip.py).
 
 On your machine: `pip install -r requirements.txt notebook`, then `jupyter notebook
 docs/tour.ipynb`.
 
-On Colab: choose a GPU (Runtime, Change runtime type) and take the `#` away from the two lines that
-begin with it. **flowclip has no public address yet**: put that of your own copy in place of
-ADDRESS.
+On Colab: choose a GPU (Runtime, Change runtime type) and remove the `#` from the two lines that
+begin with it. **flowclip has no public address yet**: replace ADDRESS by that of your own copy.
 
     # !git clone ADDRESS flowclip
     # !pip install -q -r flowclip/requirements.txt
 
-Then, wherever it runs:
+Then, wherever you are:
 
     import os, warnings
     from IPython.display import Image
@@ -48,9 +48,9 @@ MAIN_JOB = r"""
 
 On a GPU this is the documented job: CIFAR-10 with OpenAI's text weights, 30 epochs. It downloads
 170 MB of images and 600 MB of CLIP; how long it takes on Colab's GPU has not been measured.
-Elsewhere it is the demo: 1,797 real handwritten digits, a small model, a text tower that [nobody
-trained](4-text.md#which-weights), no download, and a few minutes on two CPU cores. If a download
-fails, or there is no time, set `SMALL = True`.
+Without a GPU it is the demo: 1,797 real handwritten digits, a small model, a text tower that
+[nobody trained](4-text.md#which-weights), no download, and a few minutes on two CPU cores. If a
+download fails, or you have no time, set `SMALL = True`.
 
     import torch
     SMALL = not torch.cuda.is_available()
@@ -61,33 +61,35 @@ fails, or there is no time, set `SMALL = True`.
         job, run = "--epochs 30", "runs/cifar10"
         one, other = "a photo of a horse", "a photo of a ship"
 
-The training ([chapter 1](1-objective.md)). Interrupted, it writes a checkpoint; run the cell again,
-and it goes on.
+Train ([chapter 1](1-objective.md)). If you interrupt it, it writes a checkpoint. Run the cell
+again, and it goes on.
 
     !python train.py {job} --resume
     Image(f"{run}/samples.png")
 
-Its loss. It never reaches zero, since many lines pass through one point ([how low it can
+The loss. It never reaches zero, since many lines pass near one point ([how low it can
 go](1-objective.md#the-exact-model)).
 
     Image(f"{run}/loss.png")
 
-Two prompts, one noise, four guidance scales ([chapter 3](3-guidance.md)): at $w = 0$ the prompt is
-not read, at 1 it is obeyed, above it is exaggerated.
+Two prompts, one noise, four guidance scales ([chapter 3](3-guidance.md)). At $w = 0$ the prompt is
+not read. At 1 it is read, but a quarter to three quarters of our draws missed it. Above 1 it is
+exaggerated.
 
     !python sample.py "{one}" "{other}" --cfg 0 1 3 7.5 \
         --checkpoint {run}/checkpoint.pt --out {run}/guidance.png
     Image(f"{run}/guidance.png")
 
-From where each token was read ([chapter 5](5-attention.md)); the number is its share of all
+Which patches read each token ([chapter 5](5-attention.md)). The number is the token's share of all
 attention.
 
     !python sample.py "{one}" --cfg 3 --attention {run}/attention.png \
         --checkpoint {run}/checkpoint.pt --out {run}/one.png
     Image(f"{run}/attention.png")
 
-One noise in 1, 2, 4, 8 and 50 steps ([chapter 2](2-sampling.md)). One step alone aims at the mean
-of all that the sentence may mean.
+One noise in 1, 2, 4, 8 and 50 steps ([chapter 2](2-sampling.md)). At $w = 1$ one step would aim at
+the mean of the caption's images. Here $w = 3$: it aims three times as far from the mean of all
+images.
 
     model, meta = flowclip.load_checkpoint(f"{run}/checkpoint.pt", flowclip.get_device())
     encoder = flowclip.CLIPTextEncoder(meta["clip"], meta["clip_weights"])
@@ -103,8 +105,8 @@ of all that the sentence may mean.
 
 ## And now
 
-Each chapter ends in exercises: one to break, one to derive, one to predict, one to write. The tests
-judge [a file of your own](README.md#judge-your-own), and [your own
+Chapters 1 to 7 end in exercises: one to break, one to derive, one to predict, one to write. The
+tests judge [a file of your own](README.md#judge-your-own), and [your own
 pictures](7-data.md#your-own-folder) are one flag away.
 """
 
