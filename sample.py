@@ -3,9 +3,11 @@
 Read it from top to bottom: settings, load, picture, run. The equations are in flowclip.py.
 """
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 import torch
@@ -14,6 +16,7 @@ from einops import rearrange, repeat
 from torchvision.io import write_png
 
 import flowclip
+from flowclip import UserError
 
 
 # ---- Settings: one flag per field; the comment of a field is its help ----------------------------
@@ -25,14 +28,25 @@ class Config:
     cfg: tuple[float, ...] = (7.5,)  # guidance scales
     n: int = 1  # images per prompt and scale
     steps: int = 50  # solver steps
-    solver: str = "euler"  # euler, or heun, which asks the model twice per step
+    solver: Literal["euler", "heun"] = "euler"  # heun asks the model twice per step
     seed: int = 0  # of the noise, the same for each prompt and scale
     checkpoint: Path | None = None  # None: the newest runs/*/checkpoint.pt
     clip_weights: str | None = None  # PATH of the text weights; None: where training had them
     compile: bool = False  # torch.compile the model: for hundreds of images and more
     out: Path = Path("samples.png")  # a labelled grid: one row per prompt, for the first 16
     attention: Path | None = None  # also where each token is looked at, at the largest w
-    save_dir: Path | None = None  # also each image alone, at its native size
+    save_dir: Path | None = None  # also each image alone, at its native size; none is overwritten
+
+
+def check(config):
+    """UserError for what would show after the drawing, or never."""
+    if min(config.n, config.steps, len(config.cfg)) < 1:
+        raise UserError("--n, --steps and the number of --cfg begin at 1")
+    if not all(abs(w) < 1e4 for w in config.cfg):
+        raise UserError(f"--cfg {config.cfg}: expected numbers below 10,000")
+    for path in filter(None, (config.out, config.attention)):
+        if path.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
+            raise UserError(f"{path}: expected a name like {path.stem}.png")
 
 
 # ---- Load ----------------------------------------------------------------------------------------
@@ -41,14 +55,14 @@ def load(path, clip_weights=None):
     runs = Path("runs").glob("*/checkpoint.pt")
     path = path or max(runs, key=lambda run: run.stat().st_mtime, default=None)
     if path is None:
-        raise ValueError("no checkpoint in runs/: python train.py --demo makes one")
+        raise UserError("no checkpoint in runs/: python train.py --demo makes one")
     device = flowclip.get_device()
     model, meta = flowclip.load_checkpoint(path, device)
     weights = clip_weights or meta["clip_weights"]
     encoder = flowclip.CLIPTextEncoder(meta["clip"], weights, device)
     null = encoder("")[0][0, -1].cpu()
     if not torch.allclose(null, torch.tensor(meta["clip_null"]), atol=0.05):
-        raise ValueError(f"{path} was trained with other text weights than {weights!r}")
+        raise UserError(f"{path} was trained with other text weights than {weights!r}")
     print(f"{path}: step {meta['step']:,}, text weights {meta['clip']} {weights!r}, on {device}")
     return model, encoder, meta
 
@@ -67,11 +81,15 @@ def record_attention(model, count):
     return maps
 
 
-def save_image(folder, i, prompt, w, n, image):
-    """Write draw n of prompt i at the scale w alone; no prompt names another folder."""
-    slug = re.sub("[^a-z0-9]+", "-", prompt.lower())[:60].strip("-")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_png(image, str(folder / f"{i:04d}-{slug}-w{w:g}-{n}.png"))
+def image_path(config, prompt, n, w):
+    """A name of its own for each prompt, draw, scale, seed, solver and number of steps.
+
+    Of a long prompt it has the beginning; a hash tells it from those that begin alike.
+    """
+    words = re.sub(r"\W+", "-", prompt.lower())[:40]
+    mark = hashlib.sha256(prompt.encode()).hexdigest()[:8]
+    name = f"{words}-{mark}-w{w}-seed{config.seed}-{n}-{config.solver}{config.steps}.png"
+    return config.save_dir.expanduser() / name
 
 
 def save_attention(path, prompts, tokens, images, A):
@@ -99,47 +117,57 @@ def save_attention(path, prompts, tokens, images, A):
 # ---- The run -------------------------------------------------------------------------------------
 def main():
     config = tyro.cli(Config, config=[tyro.conf.DisallowNone])
+    check(config)
     model, encoder, meta = load(config.checkpoint, config.clip_weights)
     if config.compile:
-        for block in model.blocks:
-            block.compile()
-
-    def draw(prompts, noise, w):
-        with flowclip.autocast(flowclip.get_device()):
-            x = flowclip.sample_text_conditional(
-                model, encoder, prompts, meta["image_shape"], config.steps, w,
-                noise=noise, solver=config.solver,
-            )  # fmt: skip
-        return flowclip.denormalize_images(x).cpu()
-
-    prompts = config.prompts or meta["captions"][:10]
+        flowclip.compile_blocks(model)
+    asked = config.prompts or meta["captions"][:10]
+    prompts = [prompt.encode(errors="replace").decode() for prompt in dict.fromkeys(asked)]
+    scales = list(dict.fromkeys(config.cfg))
+    draws = [(prompt, n) for prompt in prompts for n in range(config.n)]
     noise = torch.randn(  # the same for each prompt and w
         config.n, *meta["image_shape"], generator=torch.Generator().manual_seed(config.seed)
     )
-    jobs = [(i, n) for i in range(len(prompts)) for n in range(config.n)]
-    page = max(1, 16 // len(config.cfg))
-    shown = {}  # (prompt, w, draw) -> image: what the grid shows
-    for start in range(0, len(jobs), 128):  # so many fit into memory
-        part = jobs[start : start + 128]
-        for column, w in enumerate(config.cfg):
-            images = draw([prompts[i] for i, _ in part], noise[[n for _, n in part]], w)
-            for (i, n), image in zip(part, images):
-                if config.save_dir:
-                    save_image(config.save_dir, i, prompts[i], w, n, image)
-                if i < 16 and n < page:
-                    shown[i, column, n] = image
-    cells = [shown[place] for place in sorted(shown)]
-    titles = [f"w = {w:g}" for w in config.cfg for _ in range(min(page, config.n))]
-    flowclip.save_picture(config.out, cells, len(titles), titles, prompts)
-    print(f"{config.out}: {len(cells)} of {len(jobs) * len(config.cfg)} images")
+
+    def draw(draws, w):
+        """-> uint8 images [len(draws), C, H, W]; 128 at a time fit into memory."""
+        images = []
+        for start in range(0, len(draws), 128):
+            some, numbers = zip(*draws[start : start + 128])
+            with flowclip.autocast(flowclip.get_device()):
+                x = flowclip.sample_text_conditional(
+                    model, encoder, some, meta["image_shape"], config.steps, w,
+                    noise=noise[list(numbers)], solver=config.solver,
+                )  # fmt: skip
+            images.append(flowclip.denormalize_images(x).cpu())
+        return torch.cat(images)
+
+    if config.save_dir:
+        for path in (image_path(config, *each, w) for w in scales for each in draws):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                raise UserError(f"--save-dir: {path} is there, and nothing is overwritten")
+    columns = []
+    most = max(1, 16 // len(scales))  # draws of a prompt and scale that the grid shows
+    for w in scales:
+        images = draw(draws, w)
+        if config.save_dir:
+            for each, image in zip(draws, images):
+                write_png(image, str(image_path(config, *each, w)))
+        columns.append(rearrange(images, "(p n) c h x -> p n c h x", n=config.n)[:16, :most])
+    cells = rearrange(columns, "w p n c h x -> (p w n) c h x")
+    titles = [f"w = {w:g}" for w in scales for _ in range(min(most, config.n))]
+    flowclip.save_picture(config.out.expanduser(), cells, len(titles), titles, prompts)
+    print(f"{config.out}: {len(cells)} of {len(draws) * len(scales)} images")
     if config.attention:
-        w = max(config.cfg) or 1  # w = 0 does not read the prompt
-        prompts = prompts[:16]
-        maps = record_attention(model, len(prompts))
+        w = max(scales) or 1  # w = 0 does not read the prompt
+        rows = prompts[:16]
+        maps = record_attention(model, len(rows))
         with torch.compiler.set_stance("force_eager"):  # hooks record nothing in compiled blocks
-            images = draw(prompts, noise[:1].expand(len(prompts), -1, -1, -1), w)
-        tokens = [encoder.tokens(prompt) for prompt in prompts]
-        save_attention(config.attention, prompts, tokens, images, sum(maps) / len(maps))
+            images = draw([(prompt, 0) for prompt in rows], w)
+        tokens = [encoder.tokens(prompt) for prompt in rows]
+        path = config.attention.expanduser()
+        save_attention(path, rows, tokens, images, sum(maps) / len(maps))
 
 
 if __name__ == "__main__":
