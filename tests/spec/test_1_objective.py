@@ -445,7 +445,7 @@ def test_the_moving_average(new_trainer, ema):
         trainer.train_step(*images_of(s))
         b = oracles.ema_decay(ema, s)
         average = b * average + (1 - b) * trainer.model.numbers()
-        close(f"the averaged weights after step {s}", trainer.ema_model.numbers(), average)
+        close(f"the averaged weights after step {s}", draw.flat(trainer.ema_model), average)
 
 
 @pytest.mark.spec("TRAIN-7")
