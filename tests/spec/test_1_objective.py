@@ -90,6 +90,8 @@ def test_noise_is_normal_and_its_own_everywhere():
 def test_times_are_uniform_one_a_sample():
     xt, t = drawn(torch.zeros(4000, 1, 1, 2))
     follows_uniform("t", t, 0, 1)
+    different = len(t.unique())
+    assert different > 3900, f"{different} values among 4,000 times, not those of a grid expected"
     unrelated("t of one sample and the next", torch.stack([t[:-1], t[1:]], 1))
     unrelated("t and the signs of x_1", torch.stack([t, *xt.flatten(1).sign().T], 1))
 

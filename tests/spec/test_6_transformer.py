@@ -173,6 +173,34 @@ def test_a_block_is_its_residual_steps(make_model, kind, seed):
         assert not torch.equal(one, other), "two steps share their AdaLN"
 
 
+@pytest.mark.spec("ATTN-3", "ATTN-7", "DIT-2")
+@kinds
+def test_the_attentions_of_a_block_are_those_of_chapter_5(make_model, kind):
+    """Each against the loops, self-attention over all patches."""
+    g = torch.Generator().manual_seed(1)
+    for n, block in enumerate(make_model(kind).double().blocks):
+        x, Z = (torch.randn(2, *size, generator=g).double() for size in ((5, 16), (4, 12)))
+        mask, everything = torch.rand(2, 4, generator=g) < 0.7, torch.ones(2, 5).bool()
+        mask[:, 0] = True
+        assert block.self_attn.num_heads == 2, f"{block.self_attn.num_heads} heads, asked for 2"
+        expected = oracles.attention(block.self_attn, x, x, everything)[0]
+        close(f"blocks[{n}].self_attn(x, x)", block.self_attn(x, x), expected)
+        if kind == "TextConditionalDiT":
+            expected = oracles.attention(block.cross_attn, x, Z, mask)[0]
+            close(f"blocks[{n}].cross_attn", block.cross_attn(x, Z, mask), expected)
+
+
+@pytest.mark.spec("DIT-2", "SAMPLE-7")
+@kinds
+def test_train_mode_changes_nothing(make_model, kind):
+    """There is neither dropout nor a batch statistic."""
+    model, given_inputs = make_model(kind), inputs(kind, 1)
+    expected = model(*given_inputs)
+    model.train()
+    for _ in range(2):
+        close("v in train mode", model(*given_inputs), expected)
+
+
 @pytest.mark.spec("DIT-3")
 @pytest.mark.parametrize("kind", ["DiT", "TextConditionalDiT"])
 @given(draw.seeds)
