@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 seeds = st.integers(0, 10**6)
 steps = st.integers(1, 12)
 scales = st.floats(-3, 20)
-image_shapes = st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 3))
+image_shapes = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3))
 prompts = st.text(st.sampled_from("abc !?,é猫0"), max_size=30)
 word = st.text("abcdefgxyzé猫", min_size=1, max_size=7)
 words = st.lists(word | st.sampled_from(["!", "?!", "7", "42", "猫"]), max_size=5)
@@ -36,7 +36,7 @@ class Grid:
 
 
 grids = st.builds(
-    Grid, B=st.integers(1, 2), C=st.integers(1, 3), rows=st.integers(1, 4),
+    Grid, B=st.integers(1, 2), C=st.integers(1, 5), rows=st.integers(1, 4),
     columns=st.integers(1, 4), p=st.integers(1, 3),
 )  # fmt: skip
 
@@ -92,7 +92,7 @@ class Texts:
 
     def images(self):
         g = torch.Generator().manual_seed(self.seed + 1)
-        return torch.randn(self.B, 5, 3, 3, generator=g), torch.rand(self.B, generator=g)
+        return torch.randn(self.B, 5, 3, 2, generator=g), torch.rand(self.B, generator=g)
 
 
 texts = st.builds(Texts, B=st.integers(1, 4), M=st.integers(1, 4), D=st.integers(1, 3), seed=seeds)
