@@ -1,6 +1,6 @@
 """Chapter 1: the flow-matching loss, and the training step."""
 
-import copy
+import inspect
 import math
 
 import pytest
@@ -97,6 +97,29 @@ def test_times_are_uniform_one_a_sample():
 
 
 @pytest.mark.spec("FLOW-4")
+def test_times_reach_both_ends_and_batches_differ():
+    t = drawn(torch.zeros(200_000, 1, 1, 1))[1]
+    assert t.min() < 1e-4 and t.max() > 1 - 1e-4, f"t lies in [{t.min():.4g}, {t.max():.4g}]"
+    means = torch.stack([drawn(torch.zeros(12, 1, 1, 1))[1].mean() for _ in range(200)])
+    deviation = 1 / 12  # of the mean of twelve uniform numbers
+    within_chance("the deviation of the mean time of a batch of twelve",
+                  means.std(), deviation, deviation / math.sqrt(398))  # fmt: skip
+
+
+@pytest.mark.spec("FLOW-4")
+@pytest.mark.parametrize("name", ["x1", "t"])
+def test_what_is_given_costs_no_randomness(name):
+    """With x_1 given, large images cost as much as small ones; with t, many as much as few."""
+    states = []
+    for shape in ((4, 2, 8, 4), (2, 4, 8, 4)) if name == "t" else ((4, 1, 2, 2), (4, 3, 8, 8)):
+        torch.manual_seed(0)
+        x0, x1, t = draw.pair(shape, 0)
+        drawn(x0, **{name: x1 if name == "x1" else t})
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states), f"{name} is given, and yet drawn"
+
+
+@pytest.mark.spec("FLOW-4")
 def test_what_is_given_is_not_drawn():
     x0, x1, t = draw.pair((4, 2, 3, 3), 0)
     before = torch.get_rng_state()
@@ -171,7 +194,8 @@ class TwoNumbers(torch.nn.Module):
 
     def forward(self, xt, t, context, mask):
         if torch.is_grad_enabled():
-            self.given.append((xt.detach().double(), t.double(), context, mask))
+            given_tensors = (xt.detach().double(), t.double(), context, mask)
+            self.given.append(tuple(u.clone() for u in given_tensors))
         return self.a * xt + self.b
 
     def numbers(self):
@@ -199,7 +223,8 @@ def new_trainer(of_train):
     def new(model, batches=(), **options):
         defaults = {"device": "cpu", "precision": "fp32"}
         caption_fn = lambda labels: [CAPTIONS[n] for n in labels.tolist()]  # noqa: E731
-        return Trainer(model, draw.StandIn(), batches, caption_fn, **(defaults | options))
+        named = defaults | {"caption_fn": caption_fn} | options
+        return Trainer(model, draw.StandIn(), batches, **named)
 
     return new
 
@@ -269,7 +294,7 @@ def test_the_documented_recipe(of_train):
 @pytest.mark.spec("TRAIN-1")
 def test_batches_are_whole_and_as_the_data_are(of_train):
     g = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (10, 3, 4, 4), dtype=torch.uint8, generator=g)
+    pixels = torch.randint(0, 256, (10, 5, 6, 3), dtype=torch.uint8, generator=g)
     batches = list(of_train("Batches")(pixels, torch.arange(10), 4))
     sizes = [len(labels) for _, labels in batches]
     assert sizes == [4, 4], f"batches of {sizes}, expected [4, 4] of ten images"
@@ -312,6 +337,16 @@ def test_each_coin_is_its_own(new_trainer, p):
     counts, expected = lost.view(100, 40).sum(1), math.sqrt(40 * p * (1 - p))
     within_chance("the deviation of the number of lost texts among forty",
                   counts.std(), expected, expected / math.sqrt(198))  # fmt: skip
+
+
+@pytest.mark.spec("TRAIN-2")
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_the_number_of_lost_texts_is_chance_too(new_trainer, p):
+    """Not always the same share of a batch."""
+    lost, *_ = coins(new_trainer(TwoNumbers(), text_drop_prob=p), 20, 150)
+    expected = math.sqrt(20 * p * (1 - p))
+    within_chance("the deviation of the number of lost texts in a batch of twenty",
+                  lost.sum(1).std(), expected, expected / math.sqrt(298))  # fmt: skip
 
 
 def batches_of(count=3, B=8):
@@ -393,6 +428,14 @@ def test_the_order_of_an_epoch(of_train):
         assert order(seed, epoch) != orders[0], f"seed {seed}, epoch {epoch}: the same order"
 
 
+@pytest.mark.spec("TRAIN-4")
+def test_training_leaves_the_global_random_state(new_trainer):
+    trainer = new_trainer(TwoNumbers(), batches_of())
+    state = torch.get_rng_state()
+    trainer.train(1)
+    assert torch.equal(torch.get_rng_state(), state), "the global random state has changed"
+
+
 def small_batches():
     g = torch.Generator().manual_seed(7)
     return [(2 * torch.rand(8, 3, 8, 8, generator=g) - 1, torch.arange(8) % 3) for _ in range(3)]
@@ -448,6 +491,87 @@ def test_the_moving_average(new_trainer, ema):
         b = oracles.ema_decay(ema, s)
         average = b * average + (1 - b) * trainer.model.numbers()
         close(f"the averaged weights after step {s}", draw.flat(trainer.ema_model), average)
+
+
+@pytest.mark.spec("TRAIN-6")
+def test_a_decay_of_0_999_unless_told(of_train):
+    default = inspect.signature(of_train("TextConditionalTrainer")).parameters["ema"].default
+    assert default == 0.999, f"ema is {default} unless told, expected 0.999"
+
+
+@pytest.mark.spec("TRAIN-4", "TRAIN-5", "TRAIN-7")
+@pytest.mark.parametrize("stop", [2, 3, 5])
+def test_order_and_warm_up_across_a_stop(new_trainer, of_train, make_model, tmp_path, stop):
+    """Seven images in batches of two, three steps an epoch; the rate rises over eight steps.
+
+    Captions are asked for in the order of the batches.
+    """
+    g = torch.Generator().manual_seed(5)
+    pixels = torch.randint(0, 256, (7, 3, 8, 8), dtype=torch.uint8, generator=g)
+
+    def new(order):
+        def caption_fn(labels):
+            order.append(labels.tolist())
+            return [CAPTIONS[n % 3] for n in labels.tolist()]
+
+        batches = of_train("Batches")(pixels, torch.arange(7), 2, 4)
+        options = {"lr": 1e-2, "warmup": 8, "caption_fn": caption_fn, "text_drop_prob": 0.3}
+        return new_trainer(make_model(seed=1), batches, **options)
+
+    def of_epoch(n):
+        batches = of_train("Batches")(pixels, torch.arange(7), 2, 4)
+        batches.epoch = n
+        return [labels.tolist() for _, labels in batches]
+
+    order = []
+    whole, first, second = new(order), new([]), new([])
+    whole.train(3)
+    epochs = [of_epoch(n) for n in range(3)]
+    assert order == sum(epochs, []), f"the order of three epochs is {order}"
+    assert epochs[0] != epochs[1] != epochs[2], f"the order of two epochs is the same: {epochs}"
+    first.train(3, max_steps=stop)
+    first.save_checkpoint(tmp_path / "checkpoint.pt")
+    second.resume(tmp_path / "checkpoint.pt")
+    second.train(3 - stop // 3)
+    equal("the losses of the epochs", second.losses, whole.losses)
+    for name in ("model", "ema_model"):
+        resumed, uninterrupted = (draw.flat(getattr(each, name)) for each in (second, whole))
+        equal(f"{name} at the end of a run resumed after step {stop}", resumed, uninterrupted)
+
+
+@pytest.mark.spec("TRAIN-1", "TRAIN-6")
+def test_steps_of_a_whole_model_equal_those_by_hand(new_trainer, make_model):
+    """AdamW's equations on every weight, and every average, with what the model was given."""
+    lr, decay, ema = 1e-2, 30.0, 0.15
+    model, seen = make_model(seed=1), []
+    model.register_forward_pre_hook(lambda _, given_tensors: seen.append(given_tensors))
+    trainer = new_trainer(model, lr=lr, weight_decay=decay, ema=ema, text_drop_prob=0.0)
+    by_hand = make_model(seed=1)
+    names, mine = zip(*trainer.model.named_parameters())
+    weights, averages = list(by_hand.parameters()), list(trainer.ema_model.parameters())
+    moments = [(torch.zeros(()), torch.zeros(())) for _ in weights]
+    for step, (images, labels) in zip((1, 2, 3), small_batches()):
+        before = [average.clone() for average in averages]
+        loss = trainer.train_step(images, [CAPTIONS[n] for n in labels.tolist()])
+        xt, t, Z, mask = seen[-1]
+        by_hand.zero_grad()
+        v = noise_of(images, xt.double(), t.double()) - images
+        expected = (by_hand(xt, t, Z, mask) - v.float()).square().mean()
+        expected.backward()
+        close(f"the loss of step {step}", loss, expected, rtol=1e-4)
+        with torch.no_grad():
+            for n, (name, weight) in enumerate(zip(names, weights)):
+                new, *moments[n] = oracles.adamw_step(
+                    weight, weight.grad, *moments[n], step, lr, decay
+                )
+                sure = weight.grad.abs() > 1e-3  # elsewhere the sign of rounding decides
+                close(f"{name}, step {step}", mine[n][sure], new[sure], atol=1e-4, rtol=1e-3)
+                decayed = weight * (1 - lr * decay)
+                close(f"{name}, step {step}, less its decay", mine[n], decayed, atol=2 * lr)
+                b = oracles.ema_decay(ema, step)
+                average = b * before[n] + (1 - b) * mine[n]
+                close(f"the average of {name} after step {step}", averages[n], average)
+                weight.copy_(mine[n])  # so that what is unsure does not add up
 
 
 @pytest.mark.spec("TRAIN-7")
@@ -511,31 +635,6 @@ def test_the_documented_defaults(of_train):
     assert (config.text_drop, config.ema, config.warmup, config.seed) == (0.1, 0.999, 0, 0)
     assert (config.data, config.clip_weights) == ("cifar10", "openai")
     assert config.clip == "ViT-B-32-quickgelu"
-
-
-def test_two_steps_of_the_real_model_equal_two_by_hand(new_trainer, make_model):
-    """AdamW's equations on every weight, with the noise of a spy on the first layer."""
-    trainer = new_trainer(make_model(seed=1), lr=1e-2, weight_decay=3.0, text_drop_prob=0.0)
-    by_hand, seen = copy.deepcopy(trainer.model), []
-    trainer.model.register_forward_pre_hook(lambda _, args: seen.append(args))
-    moments = {name: (0.0, 0.0) for name, _ in by_hand.named_parameters()}
-    for step, (images, labels) in zip((1, 2), small_batches()):
-        loss = trainer.train_step(images, trainer.caption_fn(labels))
-        xt, t, Z, mask = seen[-1]
-        by_hand.zero_grad()
-        v = noise_of(images, xt.double(), t.double()) - images
-        expected = (by_hand(xt, t, Z, mask) - v.float()).square().mean()
-        expected.backward()
-        assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
-        with torch.no_grad():
-            for name, weight in by_hand.named_parameters():
-                new, *moments[name] = oracles.adamw_step(
-                    weight, weight.grad, *moments[name], step, lr=1e-2, decay=3.0
-                )
-                sure = weight.grad.abs() > 1e-3  # elsewhere the sign of rounding decides
-                mine = trainer.model.get_parameter(name)
-                close(f"{name}, step {step}", mine[sure], new[sure], atol=1e-4, rtol=1e-3)
-                weight.copy_(mine)  # so that what is unsure does not add up
 
 
 def test_a_limit_that_is_passed_already(new_trainer):

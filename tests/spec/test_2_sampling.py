@@ -63,6 +63,13 @@ def test_euler_s_step(values, N):
         close(f"x_{n}, from which it goes on,", x, x_next, atol=1e-6)
 
 
+@pytest.mark.spec("SAMPLE-2")
+def test_euler_unless_told():
+    x1 = torch.tensor([[0.5], [-1.0]])
+    expected = flowclip.integrate(field, x1, 4, "euler")
+    close("the end of a walk", flowclip.integrate(field, x1, 4), expected)
+
+
 @pytest.mark.spec("SAMPLE-3")
 @given(st.lists(st.floats(-2, 2), min_size=1, max_size=3), draw.steps)
 def test_heun_s_step(values, N):
@@ -88,7 +95,7 @@ def test_straight_paths_are_followed_exactly(N, seed):
     g = torch.Generator().manual_seed(seed)
     x1, a = torch.randn(3, 2, generator=g), torch.randn(3, 2, generator=g)
     for solver in ("euler", "heun"):
-        end = flowclip.integrate(lambda x, t: a, x1, N, solver)
+        end = flowclip.integrate(lambda x, t: a.clone(), x1, N, solver)
         close(f"the end of {solver}'s walk in a constant field", end, x1 - a)
     point = lambda x, t: (x - a) / t.view(-1, 1)  # noqa: E731
     close("the end of the walk to a point", flowclip.integrate(point, x1, N), a, rtol=1e-4)
@@ -118,7 +125,7 @@ def test_the_state_keeps_float32(dtype, solver):
 
     def velocity(x, t):
         seen.append(x.dtype)
-        return third.expand_as(x)
+        return third.expand_as(x).clone()
 
     out = flowclip.integrate(velocity, x1, 50, solver, lambda n, t, x: times.append(t))
     for found in (*seen, out.dtype):
@@ -138,7 +145,7 @@ class Watched(torch.nn.Module):
         return [self.training, *(part.training for part in self.parts)]
 
     def forward(self, xt, t, context, mask):
-        v = self.answer.expand_as(xt)
+        v = self.answer.expand_as(xt).clone()
         self.seen.append((self.modes(), (2 * v).requires_grad))
         return v
 
@@ -166,17 +173,22 @@ def test_the_walk_starts_at_normal_noise():
 @pytest.mark.spec("SAMPLE-4")
 @given(draw.captions, draw.seeds, st.randoms(use_true_random=False))
 def test_same_noise_same_image(make_model, prompts, seed, random):
-    model, B = make_model(), len(prompts)
+    model, B = make_model(depth=1), len(prompts)
     images = []
     for n in (seed, seed, seed + 1):
         torch.manual_seed(len(images))  # the global state plays no part
+        state = torch.get_rng_state()
         images.append(sample(model, prompts, generator=seeded(n)))
+        assert torch.equal(torch.get_rng_state(), state), "the global random state has changed"
     equal("the images of the same generator", images[1], images[0])
     assert not torch.equal(images[0], images[2]), "another generator gave the same images"
     noise = torch.randn(B, 3, 8, 8, generator=seeded(seed))
+    kept, state = noise.clone(), torch.get_rng_state()
     given_noise = sample(Watched(), prompts, noise=noise)
     equal("where the walk starts from a given noise", given_noise, noise)
     once, order = sample(model, prompts, noise=noise), random.sample(range(B), B)
+    equal("the noise that was given, after the walk,", noise, kept)
+    assert torch.equal(torch.get_rng_state(), state), "the global random state has changed"
     permuted = sample(model, [prompts[i] for i in order], noise=noise[order])
     close("permuted images", permuted, once[order], atol=1e-4, rtol=1e-3)
     alone = sample(model, prompts[:1], noise=noise[:1])
@@ -187,10 +199,10 @@ def test_same_noise_same_image(make_model, prompts, seed, random):
 @solvers
 @given(draw.captions, draw.seeds, st.integers(1, 4), st.data())
 def test_the_sampler_is_guided_integration(make_model, solver, prompts, seed, N, data):
-    model, B = make_model(), len(prompts)
+    model, B = make_model(in_channels=5, img_size=4, depth=1), len(prompts)
     one_each = st.lists(draw.scales, min_size=B, max_size=B).map(torch.tensor)
     w = data.draw(st.sampled_from([0, 1]) | draw.scales | one_each, "w")
-    noise = torch.randn(B, 3, 8, 8, generator=seeded(seed))
+    noise = torch.randn(B, 5, 4, 4, generator=seeded(seed))
     texts = *draw.StandIn()(prompts), *draw.StandIn()("")
 
     def velocity(x, t):
@@ -198,7 +210,8 @@ def test_the_sampler_is_guided_integration(make_model, solver, prompts, seed, N,
 
     with torch.no_grad():
         expected = flowclip.integrate(velocity, noise, N, solver)
-    images = sample(model, prompts, noise=noise, cfg_scale=w, solver=solver, num_steps=N)
+    options = {"image_shape": (5, 4, 4), "cfg_scale": w, "solver": solver, "num_steps": N}
+    images = sample(model, prompts, noise=noise, **options)
     close("the images", images, expected, atol=1e-3, rtol=1e-3)
 
 
@@ -207,6 +220,28 @@ def test_the_empty_prompt_is_the_null_text(make_model):
     noise = torch.randn(1, 3, 8, 8)
     unconditional = sample(make_model(), "dog", noise=noise, cfg_scale=0)
     close("the image of the empty prompt", sample(make_model(), "", noise=noise), unconditional)
+
+
+@pytest.mark.spec("SAMPLE-1")
+def test_fifty_steps_unless_told():
+    model = Watched()
+    flowclip.sample_text_conditional(model, draw.StandIn(), "dog", (3, 2, 2), progress=False)
+    assert len(model.seen) == 50, f"{len(model.seen)} evaluations, expected 50 of Euler"
+
+
+@pytest.mark.spec("SAMPLE-5")
+def test_a_scale_of_seven_and_a_half_unless_told(make_model):
+    model, noise = make_model(), torch.randn(1, 3, 8, 8)
+    expected = sample(model, "dog", noise=noise, cfg_scale=7.5)
+    close("the image", sample(model, "dog", noise=noise), expected)
+
+
+@pytest.mark.spec("SAMPLE-7")
+@pytest.mark.parametrize("enabled", [True, False])
+def test_gradients_are_on_afterwards_as_before(enabled):
+    with torch.set_grad_enabled(enabled):
+        sample(Watched(1.0), "dog")
+        assert torch.is_grad_enabled() == enabled, f"gradients were {enabled}, and no longer are"
 
 
 @pytest.mark.spec("SAMPLE-7")

@@ -167,8 +167,8 @@ def test_adaln(seed):
     count = sum(parameter.numel() for parameter in layer.parameters())
     assert count == (3 + 1) * 8, f"{count} parameters, expected those of W and b alone, 32"
     g = torch.Generator().manual_seed(seed)
-    x, c = torch.randn(2, 5, 4, generator=g).double(), torch.randn(2, 3, generator=g).double()
-    for x in (x, 0.003 * x):
+    u, c = torch.randn(2, 5, 4, generator=g).double(), torch.randn(2, 3, generator=g).double()
+    for x in (u, 0.003 * u):
         expected = [
             [oracles.adaln(layer, patch, condition) for patch in rows]
             for rows, condition in zip(x.tolist(), c.tolist())

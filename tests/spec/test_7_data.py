@@ -1,6 +1,7 @@
 """Chapter 7: data and captions."""
 
 import re
+import string
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,7 +40,7 @@ def test_a_photo_of_a_name(names):
 @example("one")
 @example("onion")
 @example("one way")
-@example("yak")
+@example("onesie")
 @example("Owl")
 @example("hour")
 @example("écu")
@@ -50,13 +51,25 @@ def test_the_article(name):
     assert found == expected, f"of {name!r}: expected the article {expected!r}, found {said!r}"
 
 
+@pytest.mark.spec("DATA-2")
+def test_every_first_letter():
+    for letter in string.ascii_letters:
+        said = flowclip.make_captions(["b", f"{letter}xo"])[1]
+        expected = f"a photo of {'an' if letter in 'aeiouAEIOU' else 'a'} {letter}xo"
+        assert said == expected, f"expected {expected!r}, found {said!r}"
+
+
 @pytest.mark.spec("DATA-3")
-def test_cifar10_captions():
-    said = flowclip.make_cifar10_captions(torch.arange(10))
-    for label, name in enumerate(CIFAR10):
-        expected = flowclip.make_captions([name])[0]
-        assert said[label] == expected, f"{label}: expected {expected!r}, found {said[label]!r}"
-    for bad in ([10], [-1], [3, 10], [3, -1]):
+@pytest.mark.parametrize("labels", [torch.arange(10), [3, 3, 0, 9, 1], torch.tensor([8])])
+def test_cifar10_captions(labels):
+    said = flowclip.make_cifar10_captions(labels)
+    expected = flowclip.make_captions([CIFAR10[label] for label in labels])
+    assert said == expected, f"of {labels}: expected {expected}, found {said}"
+
+
+@pytest.mark.spec("DATA-3")
+def test_labels_that_cifar10_does_not_have():
+    for bad in ([10], [-1], [3, 10], [3, -1, 4], torch.tensor([9, 11])):
         try:
             said = flowclip.make_cifar10_captions(bad)
         except ValueError:
@@ -68,13 +81,19 @@ def test_cifar10_captions():
 def test_every_pixel_value():
     u = torch.arange(256, dtype=torch.uint8)
     expected = [n / 127.5 - 1 for n in range(256)]
-    close("the image of the pixels 0..255", flowclip.normalize_images(u), expected, atol=1e-6)
+    x = flowclip.normalize_images(u)
+    assert x.dtype == torch.float32, f"it is in {x.dtype}"
+    close("the image of the pixels 0..255", x, expected, atol=1e-6)
+    few = u[80:120].view(2, 5, 2, 2)  # neither the darkest nor the brightest
+    close("an image of grey pixels", flowclip.normalize_images(few), few / 127.5 - 1, atol=1e-6)
 
 
 @pytest.mark.spec("DATA-5")
 def test_every_pixel_value_comes_back():
     x = torch.arange(256) / 127.5 - 1  # [DATA-4]
-    equal("the pixels of all 256 values", flowclip.denormalize_images(x), torch.arange(256))
+    u = flowclip.denormalize_images(x)
+    assert u.dtype == torch.uint8, f"the pixels are in {u.dtype}"
+    equal("the pixels of all 256 values", u, torch.arange(256))
 
 
 @pytest.mark.spec("DATA-5")
@@ -87,13 +106,21 @@ def test_outside_is_clamped_not_wrapped(values):
         assert near, f"of x = {x:.4g}: expected round({exact:.4f}), found {u}"
 
 
-def write(path, content=None):
-    """A text, or an image of one grey per name, in a folder that is made."""
+def write(path, content):
+    """A text, or an image of one grey, in a folder that is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if content is None:
-        Image.new("RGB", (4, 4)).save(path)
+    if isinstance(content, int):
+        Image.new("RGB", (4, 4), (content, content, content)).save(path)
     else:
         path.write_text(content, encoding="utf-8")
+
+
+def greys_and_captions(load_data, folder):
+    """What is learned from a folder: (the grey of an image, its caption), sorted."""
+    images, labels, captions = load_data(str(folder))
+    assert len(images) == len(labels), f"{len(images)} images, {len(labels)} labels"
+    greys = [image.float().mean().item() for image in images]
+    return sorted((grey, captions[label]) for grey, label in zip(greys, labels))
 
 
 @pytest.mark.spec("DATA-6")
@@ -107,12 +134,37 @@ def test_a_folder_is_a_caption_unless_a_text_stands_beside_the_image(
 ):
     root = Path(tempfile.mkdtemp(dir=tmp_path))
     folder = root / "_".join(parts)
-    write(folder / "no.text.png")
-    write(folder / "with.text.png")
+    write(folder / "no.text.png", 50)
+    write(folder / "with.text.png", 100)
     write(folder / "with.text.txt", f" {caption}\n")
-    _, labels, captions = of_train("load_data")(str(root))
-    found = sorted(captions[label] for label in labels)
-    expected = sorted([*flowclip.make_captions([" ".join(parts)]), caption.strip()])
+    found = greys_and_captions(of_train("load_data"), root)
+    expected = [(50, *flowclip.make_captions([" ".join(parts)])), (100, caption.strip())]
+    assert found == expected, f"expected {expected}, found {found}"
+
+
+@pytest.mark.spec("DATA-6")
+@pytest.mark.parametrize("metadata, rows", [
+    ("metadata.csv", 'file_name,text\nold_boat/a.png,"a row, in quotes"\nold_boat/f.png,two\n'),
+    ("metadata.jsonl", '{"file_name": "old_boat/a.png", "text": "a row, in quotes"}\n'
+     '{"file_name": "old_boat/f.png", "text": "two"}\n'),
+])  # fmt: skip
+def test_each_image_has_its_own_text_and_a_row_comes_first(of_train, tmp_path, metadata, rows):
+    """Some images are alike, and have other texts; names recur in another folder."""
+    write(tmp_path / metadata, rows)
+    files = {
+        "old_boat/a": (10, "not read, as there is a row"), "old_boat/b": (10, "of b"),
+        "old_boat/c": (10, None), "old_boat/f": (20, None), "axe/b": (30, None),
+        "axe/a": (40, "of the other a"), "axe/d": (40, "of d"), "axe/old_boat": (50, None),
+    }  # fmt: skip
+    for name, (grey, text) in files.items():
+        write(tmp_path / f"{name}.png", grey)
+        if text:
+            write(tmp_path / f"{name}.txt", text)
+    found = greys_and_captions(of_train("load_data"), tmp_path)
+    expected = sorted([
+        (10, "a row, in quotes"), (10, "of b"), (10, "a photo of an old boat"), (20, "two"),
+        (30, "a photo of an axe"), (40, "of the other a"), (40, "of d"), (50, "a photo of an axe"),
+    ])  # fmt: skip
     assert found == expected, f"expected {expected}, found {found}"
 
 
