@@ -192,25 +192,6 @@ def test_cifar10_comes_from_torchvision(monkeypatch):
     assert labels.tolist() == [6, 9, 0, 5] and captions[5] == "a photo of a dog"
 
 
-def test_a_folder_of_images(tmp_path):
-    files = {
-        "fire_truck/a.jpg": ((8, 8), "blue"),
-        "fire_truck/deep/er/b.png": ((12, 8), "red"),
-        "owl/c.PNG": ((8, 16), "lime"),
-    }
-    for name, (size, color) in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, color).save(tmp_path / name, quality=100)
-    (tmp_path / "owl/c.txt").write_text("an owl at night\n")
-    (tmp_path / "owl/notes.md").write_text("no image")
-    images, labels, captions = train.load_data(str(tmp_path))
-    assert captions == ["a photo of a fire truck", "a photo of an er", "an owl at night"]
-    assert images.shape == (3, 3, 8, 8) and labels.tolist() == [0, 1, 2]
-    colors = images.flatten(2).float().mean(dim=2)  # in the order of their names
-    assert (colors - torch.tensor([[0, 0, 255], [255, 0, 0], [0, 255, 0]])).abs().max() < 4
-    assert train.load_data(str(tmp_path), 4)[0].shape == (3, 3, 4, 4)
-
-
 def test_train_on_a_folder_then_sample(command, tmp_path):
     for name, color in {"fire_truck/a": "red", "fire_truck/b": "blue", "owl/c": "lime"}.items():
         path = tmp_path / "my" / f"{name}.png"

@@ -125,9 +125,7 @@ def huge_png(path, side=60_000):
     ("1.png", lambda path: path.write_bytes(path.read_bytes()[:-30])),
     ("1.png", huge_png),
     ("0.png", huge_png),
-    ("1.txt", lambda path: path.write_bytes(b"caf\xe9")),
-    ("2.png", lambda path: path.rename(path.with_name("x")) and path.symlink_to("nothing")),
-], ids=["text", "empty", "cut", "huge", "first", "caption", "link"])  # fmt: skip
+], ids=["text", "empty", "cut", "huge", "first"])  # fmt: skip
 def test_a_broken_file_is_named(command, tmp_path, name, spoil):
     for n in range(3):
         picture(tmp_path / f"my/dog/{n}.png")
@@ -146,21 +144,11 @@ def test_many_images_keep_their_order(tmp_path):
     assert [r + 256 * g for r, g, _ in images[:, :, 0, 0].tolist()] == [*range(300)]
 
 
-@pytest.mark.parametrize("data, said", [
-    ("nowhere", "--data nowhere: [Errno 2] No such file or directory"),
-    ("file", "--data file: [Errno 20] Not a directory"),
-    ("empty", "--data empty: no image is there"),
-    ("classless", "--data classless: no image is there"),
-    ("small", "--data small/dog/a.png: 2 pixels a side, try --img-size 64"),
-])  # fmt: skip
-def test_folders_that_are_none(command, tmp_path, data, said):
-    picture(tmp_path / "small/dog/a.png", size=(2, 2))
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "classless/dog").mkdir(parents=True)
-    (tmp_path / "file").write_text("x")
-    before = everything(tmp_path)
-    one_line(command(train, "--data", data, "--clip-weights", "untrained", *TINY), said)
-    assert everything(tmp_path) == before
+@pytest.mark.parametrize("data", ["nowhere", "file"])
+def test_folders_that_are_none(command, data):
+    Path("file").write_text("x")
+    one_line(command(train, "--data", data, "--clip-weights", "untrained", *TINY), f"--data {data}")
+    assert [*Path().iterdir()] == [Path("file")]
 
 
 def test_one_image_is_enough_for_a_batch_of_one(command, no_pictures, tmp_path):
@@ -627,7 +615,7 @@ def test_100_command_lines_end_in_0_or_2(command, drawn, no_pictures, module, da
 @heavy
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_15_kills_lose_nothing(tmp_path):
-    command = [sys.executable, str(ROOT / "tests" / "forked.py"), "--kills", "15"]
+    command = [sys.executable, str(ROOT / "tests/scripts/forked.py"), "--kills", "15"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500
