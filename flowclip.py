@@ -5,6 +5,8 @@
 Read it beside docs/: a section is a chapter, and a numbered statement, such as [ATTN-3], stands at
 the line that implements it. What is not an equation comes last, under "Plumbing".
 
+Time runs from the image to the noise. Others, as flow_matching and MIT's notes, put the noise at 0.
+
     x0            [B, C, H, W]   an image, values in [-1, 1]
     x1            [B, C, H, W]   Gaussian noise
     t             [B]            time: 0 is the image, 1 is the noise
@@ -24,6 +26,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import textwrap
 import warnings
@@ -36,7 +39,7 @@ from einops import einsum, rearrange, repeat
 from matplotlib.figure import Figure
 from open_clip.transformer import QuickGELU, TextTransformer
 from torch import nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, normalize, pad
 from tqdm import tqdm
 
 
@@ -66,17 +69,22 @@ def integrate(velocity, x1, num_steps, solver="euler", callback=None):
     "euler": one evaluation a step, first order. "heun": two, second order (Karras et al. 2022).
     callback(n, t, x): x is the state that step n = 1 .. num_steps has reached, at the time t.
     """
-    if solver not in ("euler", "heun") or num_steps < 1:
-        raise ValueError(f"solver {solver!r} not euler or heun, or num_steps {num_steps} below 1")
+    if solver not in ("euler", "heun"):
+        raise ValueError(f"solver is {solver!r}, expected 'euler' or 'heun'")
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}, expected 1 or more")
     x = x1.to(torch.promote_types(x1.dtype, torch.float32))  # [SAMPLE-6] also under bfloat16
     dt = -1 / num_steps  # negative: back towards the image
+
+    def velocity_at(x, t):
+        return velocity(x, x.new_full((len(x),), t)).to(x.dtype)
+
     for n in range(num_steps):
         t = 1 - n / num_steps  # [SAMPLE-1]
         t_next = 1 - (n + 1) / num_steps
-        v = velocity(x, x.new_full((len(x),), t)).to(x.dtype)
+        v = velocity_at(x, t)
         if solver == "heun":
-            v_next = velocity(x + dt * v, x.new_full((len(x),), t_next)).to(x.dtype)
-            v = (v + v_next) / 2  # [SAMPLE-3]
+            v = (v + velocity_at(x + dt * v, t_next)) / 2  # [SAMPLE-3]
         x = x + dt * v  # [SAMPLE-2] exact where paths are straight [SAMPLE-9], else [SAMPLE-8]
         if callback:
             callback(n + 1, t_next, x)
@@ -97,14 +105,14 @@ def sample_text_conditional(
     device = device or next(model.parameters()).device
     if noise is None:  # [SAMPLE-4]
         noise = torch.randn(len(prompts), *image_shape, generator=generator)
-    Z, mask = text_encoder([*prompts, ""])  # [B + 1, M, D]: the last row is the null text
-    Z = Z.to(device)
-    mask = mask.to(device)
+    texts = list(dict.fromkeys(["", *prompts]))  # each once; the first is the null text
+    Z, mask = (tensor.to(device) for tensor in text_encoder(texts))  # [texts, M, D], [texts, M]
+    rows = [texts.index(prompt) for prompt in prompts]
 
     def velocity(x, t):  # [SAMPLE-5]
-        return cfg_velocity(model, x, t, Z[:-1], mask[:-1], Z[-1:], mask[-1:], cfg_scale)
+        return cfg_velocity(model, x, t, Z[rows], mask[rows], Z[:1], mask[:1], cfg_scale)
 
-    with tqdm(total=num_steps, desc="sampling", leave=False, disable=not progress or None) as bar:
+    with tqdm(total=num_steps, leave=False, disable=not progress or None) as bar:
         return integrate(
             velocity, noise.to(device, torch.float32), num_steps, solver,
             lambda n, t, x: bar.update(),
@@ -130,8 +138,7 @@ def cfg_velocity(model, x, t, context, mask, null_context, null_mask, cfg_scale)
     """
     null_context = null_context.expand_as(context)
     null_mask = null_mask.expand_as(mask)
-    if torch.is_tensor(cfg_scale):
-        check_shape("cfg_scale", cfg_scale, len(x))
+    if torch.is_tensor(cfg_scale) and cfg_scale.ndim:
         cfg_scale = rearrange(cfg_scale.to(x), "b -> b 1 1 1")  # [CFG-4]
     elif cfg_scale == 1:
         return model(x, t, context, mask)  # [CFG-2] one pass
@@ -175,16 +182,19 @@ class CLIPTextEncoder(nn.Module):
 
     def tokenize(self, prompts):
         """One string, or a list of B -> ids [B, 77]: BOS, byte-pair tokens, EOS, then 0."""
-        beyond = self.tokenizer(prompts, self.max_length + 1)[:, self.max_length :]
-        if beyond.any():  # [CLIP-2]
-            warnings.warn(f"{beyond.count_nonzero()} prompts cut at {self.max_length} tokens")
-        return self.tokenizer(prompts, self.max_length)  # [CLIP-1]
+        ids = self.tokenizer(prompts, self.max_length + 1)  # one place more, to see what is cut
+        too_long = ids[:, -1] != 0
+        ids = ids[:, :-1]  # [CLIP-1]
+        if too_long.any():  # [CLIP-2]
+            ids[too_long, -1] = self.tokenizer.eot_token_id
+            warnings.warn(f"{too_long.sum()} prompts cut at {self.max_length} tokens")
+        return ids
 
     def tokens(self, prompt):
         """The real tokens of one prompt as text: ["[BOS]", "a", "red", "car", "[EOS]"]."""
         ids = self.tokenize(prompt)[0]
-        words = [self.tokenizer.decode([i]).strip() for i in ids[1 : ids.argmax()].tolist()]
-        return ["[BOS]", *words, "[EOS]"]
+        ids = ids[1 : ids.argmax()].tolist()  # between BOS and EOS
+        return ["[BOS]", *(self.tokenizer.decode([i]).strip() for i in ids), "[EOS]"]
 
     @torch.no_grad()
     def forward(self, prompts):
@@ -193,11 +203,11 @@ class CLIPTextEncoder(nn.Module):
         Z is 0 at the padding [CLIP-4]. The null text is "" [CLIP-8]: encode it in the same call, as
         encoder([*prompts, ""]), and its M is the same.
         """
-        ids = self.tokenize(prompts).to(self.tower.token_embedding.weight.device)
+        tower = self.tower
+        ids = self.tokenize(prompts).to(tower.token_embedding.weight.device)
         eos = ids.argmax(-1, keepdim=True)  # [CLIP-3] the largest id; 0 may be a real "!"
         mask = torch.arange(self.max_length, device=ids.device) <= eos
         ids, mask = trim_context(ids, mask)  # [B, M] [CLIP-13]
-        tower = self.tower
         M = ids.shape[1]
         with torch.autocast(ids.device.type, enabled=False):
             x = tower.token_embedding(ids) + tower.positional_embedding[:M]  # [..., M, D]
@@ -208,7 +218,7 @@ class CLIPTextEncoder(nn.Module):
         """-> Z [B, 77, D], or (Z, pooled [B, D]), where pooled is Z at the EOS token."""
         Z, mask = self(prompts)
         pooled = Z[torch.arange(len(Z)), mask.sum(dim=-1) - 1]  # [CLIP-7]
-        Z = nn.functional.pad(Z, (0, 0, 0, self.max_length - Z.shape[1]))
+        Z = pad(Z, (0, 0, 0, self.max_length - Z.shape[1]))
         return (Z, pooled) if return_pooled else Z
 
 
@@ -230,7 +240,6 @@ class CrossAttention(nn.Module):
     """
     def __init__(self, embed_dim, context_dim, num_heads=8):
         super().__init__()
-        check_divisible("embed_dim", embed_dim, num_heads)
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads
         self.scale = self.head_dim**-0.5  # of one head, not of embed_dim
@@ -242,21 +251,15 @@ class CrossAttention(nn.Module):
     def split_heads(self, x):
         return rearrange(x, "b n (h d) -> b h n d", h=self.num_heads)  # [ATTN-2]
 
-    def visible(self, context, mask):
-        """What is masked becomes 0, as a weight of 0 times NaN would be NaN [ATTN-4]."""
-        if mask is None:
-            return context
-        check_shape("mask", mask, *context.shape[:2])
-        return context.masked_fill(~mask[..., None], 0)
-
     def attention_weights(self, x, context, mask=None):
         """x [B, N, D_x], context [B, M, D], mask [B, M] -> A [B, h, N, M]."""
         q = self.split_heads(self.q_proj(x))  # [B, h, N, d] [ATTN-1]
-        k = self.split_heads(self.k_proj(self.visible(context, mask)))  # [B, h, M, d] [ATTN-1]
+        k = self.split_heads(self.k_proj(context))  # [B, h, M, d] [ATTN-1]
         scores = einsum(q, k, "b h n d, b h m d -> b h n m") * self.scale  # [ATTN-3]
         if mask is None:
             return scores.softmax(dim=-1)
-        hidden = rearrange(~mask, "b m -> b 1 1 m")
+        check_shape("mask", mask, *context.shape[:2])
+        hidden = rearrange(~mask.bool(), "b m -> b 1 1 m")
         A = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
         return A.masked_fill(hidden, 0)  # [ATTN-4] [ATTN-5] nothing to read: zeros, not NaN
 
@@ -265,8 +268,10 @@ class CrossAttention(nn.Module):
 
         No position enters here: tokens [ATTN-8] and patches [ATTN-9] may be permuted.
         """
+        if mask is not None:  # 0, as a weight of 0 times NaN would be NaN [ATTN-4]
+            context = context.masked_fill(~mask.bool()[..., None], 0)
         A = self.attention_weights(x, context, mask)  # [B, h, N, M]
-        v = self.split_heads(self.v_proj(self.visible(context, mask)))  # [B, h, M, d] [ATTN-1]
+        v = self.split_heads(self.v_proj(context))  # [B, h, M, d] [ATTN-1]
         heads = einsum(A, v, "b h n m, b h m d -> b h n d")
         return self.out_proj(rearrange(heads, "b h n d -> b n (h d)"))  # [B, N, D_x] [ATTN-6]
 
@@ -288,7 +293,7 @@ def unpatchify(patches, patch_size, grid=None):
 def sinusoids(values, dim):
     """[...] -> [..., dim], dim even, float32: cosines, then sines (Vaswani et al. 2017)."""
     exponents = torch.arange(dim // 2, device=values.device) / (dim // 2)
-    frequencies = torch.exp(-math.log(10_000) * exponents)  # wavelengths 2 pi to 2 pi 10,000
+    frequencies = 10_000**-exponents  # wavelengths 2 pi to 2 pi 10,000
     angles = values[..., None].float() * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -350,8 +355,6 @@ class DiT(nn.Module):
         mlp_ratio=4.0, *, context_dim=None,
     ):  # fmt: skip
         super().__init__()
-        check_divisible("img_size", img_size, patch_size)
-        check_divisible("embed_dim", embed_dim, 4)  # cosines and sines of row and column
         self.config = dict(
             img_size=img_size, patch_size=patch_size, in_channels=in_channels, embed_dim=embed_dim,
             depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio, context_dim=context_dim,
@@ -361,10 +364,11 @@ class DiT(nn.Module):
         self.embed_dim = embed_dim
         cond_dim = 4 * embed_dim
         patch_dim = patch_size**2 * in_channels
-        positions = position_embedding_2d(embed_dim, img_size // patch_size)
 
         self.patch_embed = nn.Linear(patch_dim, embed_dim)
-        self.register_buffer("positions", positions, persistent=False)  # [POS-2] fixed
+        self.register_buffer(  # [POS-2] fixed, not learned
+            "positions", position_embedding_2d(embed_dim, img_size // patch_size), persistent=False
+        )
         self.time_mlp = nn.Sequential(
             nn.Linear(embed_dim, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim)
         )
@@ -405,6 +409,7 @@ class ConditionalDiT(DiT):
     """Adds a class: c = e(t) + e(y), label `num_classes` meaning none. 12,379,440 parameters."""
     def __init__(self, *args, num_classes=10, **kwargs):
         super().__init__(*args, **kwargs)
+        self.config["num_classes"] = num_classes
         self.label_embedding = nn.Embedding(num_classes + 1, 4 * self.embed_dim)
         nn.init.normal_(self.label_embedding.weight, std=0.02)  # [DIT-7]
 
@@ -465,20 +470,11 @@ class UserError(ValueError):
 
 
 def check_shape(name, tensor, *expected):
-    """ValueError unless the tensor has the `expected` sizes; a letter stands for any size."""
-    fits = [isinstance(size, str) or size == n for size, n in zip(expected, tensor.shape)]
-    if tensor.ndim != len(expected) or not all(fits):
+    """ValueError unless the tensor has the `expected` sizes; "B" and "M" stand for any."""
+    wrong = [n for n, size in zip(tensor.shape, expected) if size not in (n, "B", "M")]
+    if wrong or tensor.ndim != len(expected):
         raise ValueError(
             f"{name} has shape {list(tensor.shape)}, expected [{', '.join(map(str, expected))}]"
-        )
-
-
-def check_divisible(name, value, divisor):
-    """ValueError unless the setting is a multiple of `divisor`."""
-    if value % divisor:
-        raise ValueError(
-            f"{name} is {value}, expected a multiple of {divisor}, as "
-            f"{max(value // divisor, 1) * divisor} or {max(value // divisor + 1, 2) * divisor}"
         )
 
 
@@ -489,13 +485,20 @@ def get_device():
 
 def autocast(device, precision="auto"):
     """Matrix products in bfloat16: "bf16" yes, "fp32" no, "auto" where the device is fast in it."""
-    kind = torch.device(device).type
-    has = getattr(torch.cpu, "get_capabilities", dict)()  # what has AMX has AVX512-BF16, too
-    fast = kind == "cpu" and has.get("avx512_bf16", False)
-    if kind == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    enabled = precision == "bf16" or (precision == "auto" and fast)
-    return torch.autocast(kind, torch.bfloat16, enabled=enabled)
+    device_type = torch.device(device).type
+    is_fast = device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device_type == "cpu":  # what has AMX has AVX512-BF16, too
+        is_fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    enabled = precision == "bf16" or (precision == "auto" and is_fast)
+    return torch.autocast(device_type, torch.bfloat16, enabled=enabled)
+
+
+def compile_blocks(model):
+    """torch.compile each block; equal blocks share one compilation."""
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        raise UserError("--compile needs a C++ compiler on the PATH; --no-compile needs none")
+    for block in model.blocks:
+        block.compile()
 
 
 def build_tower(model_name, pretrained):
@@ -503,14 +506,14 @@ def build_tower(model_name, pretrained):
     config = open_clip.get_model_config(model_name)
     known = "context_length vocab_size width heads layers"
     if config is None or config["text_cfg"].keys() - known.split():
-        raise ValueError(
+        raise UserError(
             f"{model_name!r} is no model of open_clip with CLIP's own text tower, as "
             "ViT-B-32-quickgelu is (OpenAI's clip-vit-base-patch32)"
         )
     quick_gelu = config.get("quick_gelu", False)
     source = open_clip.get_pretrained_cfg(model_name, pretrained)  # {} for what is no tag
     if source and source.get("quick_gelu", False) != quick_gelu:  # [CLIP-10]
-        raise ValueError(f"{pretrained!r} has another activation, see {model_name}-quickgelu")
+        raise UserError(f"{pretrained!r} has another activation, see {model_name}-quickgelu")
     activation = QuickGELU if quick_gelu else nn.GELU  # [CLIP-10] x sigmoid(1.702 x)
     with torch.random.fork_rng(devices=[]):  # [CLIP-12] the global random state stays as it was
         torch.default_generator.manual_seed(0)
@@ -524,7 +527,7 @@ def build_tower(model_name, pretrained):
         state = {re.sub(r"^text(_model)?\.", "", name): state[name] for name in state}
         tower.load_state_dict({name: find_weight(state, name) for name in tower.state_dict()})
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"{pretrained!r} gives no text tower of {model_name}: {error!r:.180}. Take the path of "
             "open_clip's open_clip_model.safetensors or of transformers' model.safetensors, or "
             f"'untrained', or one of {open_clip.list_pretrained_tags_by_model(model_name)}"
@@ -549,27 +552,24 @@ def find_weight(state, name):
     theirs = name
     for part, other in TRANSFORMERS.items():
         theirs = theirs.replace(part, other)
-    if name in state:
-        return state[name]
-    if theirs in state:
-        return state[theirs]
+    for found in name, theirs:
+        if found in state:
+            return state[found]
     return torch.cat([state[theirs.replace("in_proj_", f"{part}_proj.")] for part in "qkv"])
 
 
 def save_checkpoint(path, model, meta, training=None):
     """Write the averaged `model`, `meta` (plain data), and in `training` what resuming needs.
 
-    It is written beside `path`, to the disk, read back and renamed. OSError leaves what was there.
+    It is written beside `path`, to the disk, and renamed. OSError leaves what was there.
     """
     part = Path(f"{path}.part")
     try:
         meta = json.loads(json.dumps(meta, default=lambda number: number.item()))  # none of NumPy's
-        content = {"model": model.state_dict(), "meta": meta, "training": training}
         with open(part, "wb") as file:
-            torch.save(content, file)
+            torch.save({"model": model.state_dict(), "meta": meta, "training": training}, file)
             file.flush()
             os.fsync(file.fileno())
-        read_checkpoint(part, "meta")  # the device that holds no numbers
         part.replace(path)
     except Exception as error:
         part.unlink(missing_ok=True)
@@ -579,7 +579,7 @@ def save_checkpoint(path, model, meta, training=None):
 
 
 def read_checkpoint(path, device="cpu"):
-    """-> the dict that save_checkpoint wrote. ValueError for anything else."""
+    """-> the dict that save_checkpoint wrote. UserError for anything else."""
     try:
         if zipfile.ZipFile(path).testzip():
             raise ValueError("its checksums are wrong")  # which torch writes and does not read
@@ -588,17 +588,18 @@ def read_checkpoint(path, device="cpu"):
             raise ValueError("it has no meta")
         return checkpoint
     except Exception as error:
-        raise ValueError(f"{path} is not a whole flowclip checkpoint: {error!r:.150}") from None
+        raise UserError(f"{path} is not a whole flowclip checkpoint: {error!r:.150}") from None
 
 
-def load_checkpoint(path, device="cpu"):
+def load_checkpoint(path, device="cpu", model_class=TextConditionalDiT):
     """-> (model, meta): the averaged model, ready to sample, and all that else is needed for it.
 
-    meta has the keys config, clip, clip_weights, clip_null (the pooled null text), captions,
-    image_shape (C, H, W), epoch, step, losses (one mean per epoch).
+    model_class: what was trained; it is built anew from its `config`. meta has the keys config,
+    clip, clip_weights, clip_null (the pooled null text), captions, image_shape (C, H, W), epoch,
+    step, losses (one mean per epoch).
     """
     checkpoint = read_checkpoint(path)
-    model = TextConditionalDiT(**checkpoint["meta"]["config"])
+    model = model_class(**checkpoint["meta"]["config"])
     model.load_state_dict(checkpoint["model"])
     return model.to(device).eval(), checkpoint["meta"]
 
@@ -607,11 +608,12 @@ def save_picture(path, images, columns, titles=(), rows=()):
     """A labelled grid of uint8 images [C, H, W], every pixel a square."""
     height = math.ceil(len(images) / columns)
     figure = Figure((1.4 * columns + 2 * bool(rows), 1.7 * height), 110, layout="constrained")
-    bare = dict(xticks=[], yticks=[], frame_on=False)
-    axes = figure.subplots(height, columns, squeeze=False, subplot_kw=bare)
+    axes = figure.subplots(
+        height, columns, squeeze=False, subplot_kw=dict(xticks=[], yticks=[], frame_on=False)
+    )
     for axis, image in zip(axes.flat, images):
         axis.imshow(
-            rearrange(image.cpu().expand(3, -1, -1).numpy(), "c h w -> h w c"),
+            rearrange(image.cpu().expand(3, -1, -1), "c h w -> h w c"),
             interpolation="nearest",  # every pixel a square
         )
     wrap = textwrap.TextWrapper(24, max_lines=3).fill
@@ -626,10 +628,12 @@ def save_picture(path, images, columns, titles=(), rows=()):
 def run_script(main):
     """Run `main`: a mistake of its user ends in one line on stderr and status 2."""
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
-        sys.stdout.reconfigure(errors="backslashreplace")  # printing a name never ends a run
-    warnings.showwarning = lambda message, *_: print(f"note: {message}")
-    try:
-        main()
-    except (ValueError, OSError, ArithmeticError) as error:
-        print(f"error: {' '.join(str(error).split()):.500}", file=sys.stderr)
-        sys.exit(2)
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"note: {message}")
+        try:
+            main()
+        except (UserError, OSError, torch.OutOfMemoryError) as error:
+            if os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first one speaks
+                print(f"error: {' '.join(str(error).split()):.500}", file=sys.stderr)
+            sys.exit(2)

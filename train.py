@@ -8,9 +8,13 @@ import copy
 import csv
 import itertools
 import json
+import os
+import shlex
 import shutil
 import signal
 import sys
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
 from multiprocessing.pool import ThreadPool
@@ -22,6 +26,7 @@ import numpy as np
 import torch
 import tyro
 from einops import rearrange
+from filelock import FileLock
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
@@ -31,6 +36,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, resize
 from tqdm import tqdm
 
 import flowclip
+from flowclip import UserError
 
 
 # ---- Settings: one flag per field; the comment of a field is its help ----------------------------
@@ -56,7 +62,8 @@ class Config:
     epochs: int = 30  # passes over the data
     batch_size: int = 64  # images per step, of all processes together
     lr: float = 1e-4  # learning rate of AdamW
-    warmup: int = 0  # steps in which the learning rate rises
+    warmup: int = 0  # steps at the start in which the learning rate rises
+    cooldown: float = 0.0  # share of all steps, at the end, in which it falls to 0
     weight_decay: float = 0.01  # of AdamW
     text_drop: float = 0.1  # share of captions replaced by the null text
     ema: float = 0.999  # decay of the averaged weights, which are sampled from
@@ -80,9 +87,20 @@ DEMO = (  # what --demo stands for
     "--epochs 25 --lr 1e-3 --warmup 100 --ema 0.99 --out runs/demo"
 )
 MAY_CHANGE = (  # when a run is resumed
-    "data clip_weights demo epochs lr device precision compile out overwrite max_steps "
-    "save_every sample_every"
+    "data clip_weights demo epochs lr cooldown device precision compile out overwrite "
+    "max_steps save_every sample_every"
 )
+
+
+def check_numbers(config):
+    """UserError for a number that would train nothing, or something else, in silence."""
+    for name in ("epochs", "max_steps", "save_every", "sample_every"):
+        if not getattr(config, name) >= 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}, below 1")
+    if not 0 <= config.text_drop <= 1:
+        raise UserError(f"--text-drop is {config.text_drop}, expected 0 to 1")
+    if config.embed_dim % 4 or config.embed_dim % config.heads:
+        raise UserError(f"--embed-dim {config.embed_dim} is no multiple of 4 and of --heads")
 
 
 # ---- Data: uint8 images, their labels, and one caption per label ---------------------------------
@@ -192,7 +210,7 @@ def load_folder(folder, img_size, patch_size):
     return torch.stack(images), torch.from_numpy(labels), captions.tolist()
 
 
-def generator(device, *key):
+def seeded(device, *key):
     """Randomness that is a function of a key such as (seed, step): a resumed run repeats it."""
     seed = np.random.SeedSequence(key).generate_state(1).item()
     return torch.Generator(device).manual_seed(seed)  # [TRAIN-4]
@@ -211,50 +229,74 @@ class Batches:
         return len(self.images) // self.batch_size
 
     def __iter__(self):
-        rand = generator("cpu", self.seed, self.epoch, 0)  # [TRAIN-4]
-        order = torch.randperm(len(self.images), generator=rand)
-        for rows in order.split(self.batch_size)[: len(self)]:
-            images = self.images[rows.to(self.images.device, non_blocking=True)]
-            yield flowclip.normalize_images(images), self.labels[rows]
+        order = torch.randperm(len(self.images), generator=seeded("cpu", self.seed, self.epoch, 0))
+        for batch in order.split(self.batch_size)[: len(self)]:
+            images = self.images[batch.to(self.images.device, non_blocking=True)]
+            yield flowclip.normalize_images(images), self.labels[batch]
 
 
-def check_images(images):
-    """ValueError for the first batch of an epoch that has other images than training takes."""
-    if getattr(images, "dtype", None) != torch.float32 or images.abs().max() > 1.5:
+def check_batch(images, captions, world_size):
+    """ValueError for what training would take for something else."""
+    if getattr(images, "dtype", None) != torch.float32 or not images.abs().max() <= 1.5:
         raise ValueError(
             f"a batch begins with a {torch.typename(images)}, {images!r:.80}: "
             "expected (images [B, C, H, W] in float32, none beyond -1 and 1, labels)"
         )
+    if isinstance(captions, str) or len(captions) != len(images):
+        raise ValueError(f"caption_fn gave {captions!r:.80}, expected {len(images)} captions")
+    if len(images) % world_size:
+        raise UserError(f"--batch-size {len(images)} is no multiple of {world_size} processes")
 
 
 # ---- The trainer ---------------------------------------------------------------------------------
-@dataclass
+def say(text):
+    """Print at once. A closed terminal, or a full disk under the log, ends no run."""
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first one speaks
+        try:
+            print(text, flush=True)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def noting_errors():
+    """What stands beside training does not end it: where a file cannot be written, a note."""
+    try:
+        yield
+    except OSError as error:
+        say(f"note: {error}")
+
+
+@dataclass(repr=False, eq=False)
 class TextConditionalTrainer:
     """AdamW on the flow-matching loss, with null-text dropout and averaged weights (EMA).
 
-    dataloader: any iterable of (images [B, C, H, W] in [-1, 1], labels), once per epoch; its
-    `.epoch`, if it has one, is set before. caption_fn: labels -> a list of B captions.
-    metrics: the path of metrics.csv. Under torch.distributed each process takes a part of B.
+    dataloader: gives (images [B, C, H, W] in [-1, 1], labels), once per epoch; its `.epoch`, if it
+    has one, is set before. caption_fn: labels -> a list of B captions. total_steps:
+    of the whole run; in the last `cooldown` of them the rate falls. metrics: the path of
+    metrics.csv. Under torch.distributed each process takes a part of B.
     """
-    model: object
-    text_encoder: object
-    dataloader: object
-    caption_fn: object
+    model: torch.nn.Module
+    text_encoder: torch.nn.Module
+    dataloader: Iterable
+    caption_fn: Callable
     lr: float = 1e-4
     weight_decay: float = 0.01
     text_drop_prob: float = 0.1
-    device: object = None
+    device: torch.device | str | None = None
     ema: float = 0.999
     warmup: int = 0
     precision: str = "auto"
     seed: int = 0
-    metrics: object = None
+    metrics: Path | None = None
+    total_steps: float = inf
+    cooldown: float = 0
     step = epoch = rank = stop_signal = 0  # stop_signal: the number of a signal, once it has come
+    written = 0  # rows of metrics.csv that this process has written
     world_size = 1  # processes
 
     def __post_init__(self):
         self.device = self.device or flowclip.get_device()
-        self.lr = float(self.lr)  # a number of NumPy could not be read back from a checkpoint
         self.model.to(self.device)
         self.ema_model = copy.deepcopy(self.model)
         self.optimizer = torch.optim.AdamW(
@@ -269,11 +311,11 @@ class TextConditionalTrainer:
         self.epoch_losses = []  # of each step of this epoch, on the device: a step never waits
         self.recent = []  # (loss, images, seconds) of each step since the last row of metrics.csv
         self.rows = ["step,epoch,loss,images_per_second\n"]
-        self.texts = {}  # caption -> Z of its real tokens [length, D], on the CPU
+        self.tokens = {}  # caption -> Z of its real tokens [length, D], on the CPU
         self.context_of([""])
         self.autocast = flowclip.autocast(self.device, self.precision)
         with self.autocast:
-            print(
+            say(
                 f"model: {sum(weight.numel() for weight in self.model.parameters()):,} parameters, "
                 f"{self.device}, torch {torch.__version__}, "
                 f"{'bf16' if torch.is_autocast_enabled(torch.device(self.device).type) else 'fp32'}"
@@ -284,27 +326,35 @@ class TextConditionalTrainer:
 
         Each distinct caption meets CLIP once; of its vectors the real tokens are kept [TRAIN-3].
         """
-        if len(self.texts) > 100_000:  # 2.5 GB of 12 tokens each: a stream of captions begins anew
-            self.texts = {}
-        new = [caption for caption in dict.fromkeys(captions) if caption not in self.texts]
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self.tokens]
         if new:
             for caption, Z, mask in zip(new, *self.text_encoder(new)):
-                self.texts[caption] = Z[mask].cpu()
-        texts = [self.texts[caption] for caption in captions]
-        context = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(
-            self.device, non_blocking=True
-        )
-        return context, context.any(-1)  # it is 0 at the padding, and nowhere else
+                self.tokens[caption] = Z[mask.bool()].cpu()
+        texts = [self.tokens[caption] for caption in captions]
+        if len(self.tokens) > 100_000:  # 2.5 GB of 12 tokens each: the later ones are not kept
+            for caption in new:
+                del self.tokens[caption]
+        lengths = torch.tensor([len(text) for text in texts])
+        context = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+        mask = torch.arange(context.shape[1]) < lengths[:, None]
+        return (tensor.to(self.device, non_blocking=True) for tensor in (context, mask))
+
+    def start_at_mean(self, images):
+        """The first prediction is the mean velocity, E[v] = -E[x0], patch by patch [TRAIN-8]."""
+        last = getattr(self.model, "final_linear", None)
+        if last and not last.weight.any():  # nothing has been learned yet
+            mean = flowclip.patchify(images, self.model.patch_size).mean(dim=(0, 1))
+            last.bias.data = -mean.to(self.device)
 
     def train_step(self, images, captions):
         """One step of AdamW and of the average -> the loss, still on the device."""
         B = len(images)
-        flowclip.check_divisible("the batch size", B, self.world_size)
-        if isinstance(captions, str):
-            raise ValueError(f"caption_fn gave {captions!r:.80}, expected a list of {B} captions")
-        rand = generator(self.device, self.seed, self.step, 1)  # [TRAIN-4]
-        x1 = torch.randn(images.shape, generator=rand, device=self.device)
-        t, coin = torch.rand(2, B, generator=rand, device=self.device)
+        check_batch(images, captions, self.world_size)
+        if self.step == 0:
+            self.start_at_mean(images)
+        random = seeded(self.device, self.seed, self.step, 1)  # [TRAIN-4]
+        x1 = torch.randn(images.shape, generator=random, device=self.device)
+        t, coin = torch.rand(2, B, generator=random, device=self.device)
         mine = slice(self.rank, None, self.world_size)  # of two processes every other sample
         x0 = images[mine].to(self.device)
         drop = coin[mine] < self.text_drop_prob  # [TRAIN-2] one coin a sample
@@ -316,8 +366,9 @@ class TextConditionalTrainer:
                 self.parallel_model, x0, context, mask, x1=x1[mine], t=t[mine]
             )
 
-        warm = min(1, (self.step + 1) / (self.warmup or 1))
-        self.optimizer.param_groups[0]["lr"] = self.lr * warm  # [TRAIN-5]
+        rise = (self.step + 1) / (self.warmup or 1)
+        fall = (self.total_steps - self.step) / (self.cooldown or 1)
+        self.optimizer.param_groups[0]["lr"] = float(self.lr * min(1, rise, fall))  # [TRAIN-5]
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()  # [TRAIN-1]
@@ -342,23 +393,21 @@ class TextConditionalTrainer:
             for images, labels in itertools.islice(bar, len(self.epoch_losses), None):
                 if self.step >= max_steps or self.stopped():
                     return self.losses
-                if not self.epoch_losses:
-                    check_images(images)
                 loss = self.train_step(images, self.caption_fn(labels))
                 self.epoch_losses.append(loss)
                 self.recent.append((loss, len(images), perf_counter() - clock))
                 clock = perf_counter()
                 if self.step % 10 == 0:
-                    bar.set_postfix_str(self.log())
+                    bar.set_postfix(loss=self.log())
             if not self.epoch_losses:
-                raise ValueError("no batch: fewer images than --batch-size, or an empty dataloader")
+                raise UserError("no batch: fewer images than --batch-size, or an empty dataloader")
             self.losses.append(torch.stack(self.epoch_losses).mean().item())
             self.epoch += 1
             self.epoch_losses = []
-            print(
+            say(
                 f"Epoch {self.epoch}: avg_loss = {self.losses[-1]:.4f} "
-                f"(epoch {self.epoch}/step {self.step})", flush=True,
-            )  # fmt: skip
+                f"(epoch {self.epoch}/step {self.step})"
+            )
         return self.losses
 
     def stopped(self):
@@ -372,32 +421,34 @@ class TextConditionalTrainer:
         return agreed.item()
 
     def log(self):
-        """Add a row to metrics.csv over the steps since the last row -> the same in words."""
+        """Add a row to metrics.csv over the steps since the last row -> their mean loss."""
         self.check_finite()
         losses, images, seconds = zip(*self.recent)
         loss = torch.stack(losses).mean().item()
         rate = sum(images) / sum(seconds)
-        self.rows.append(  # epochs are counted from 1
-            f"{self.step},{self.epoch + bool(self.epoch_losses)},{loss:.6f},{rate:.1f}\n"
-        )
+        epoch = self.epoch + bool(self.epoch_losses)  # counted from 1
+        self.rows.append(f"{self.step},{epoch},{loss:.6f},{rate:.1f}\n")
         self.recent = []
         if self.metrics:
-            self.metrics.write_text("".join(self.rows))
-        return f"loss {loss:.4f}, {rate:,.0f} images/s"
+            with noting_errors(), open(self.metrics, "a" if self.written else "w") as file:
+                file.writelines(self.rows[self.written :])
+                self.written = len(self.rows)
+        return loss
 
     def check_finite(self):
-        """FloatingPointError if a weight is not finite, as after a step whose loss was not."""
+        """UserError if a weight is not finite, as after a step whose loss was not."""
         if not torch.nn.utils.get_total_norm(self.model.parameters()).isfinite():
-            raise FloatingPointError(f"a weight is not finite, step {self.step}: try a lower --lr")
+            raise UserError(f"a weight is not finite, step {self.step}: try a lower --lr")
 
     def save_checkpoint(self, path, **settings):
         """Write what sampling needs, and what resume() needs [TRAIN-7]."""
         self.check_finite()  # else the last good one stays
         meta = {
-            "config": self.model.config, "image_shape": self.model.image_shape,
+            "config": getattr(self.model, "config", {}),
+            "image_shape": getattr(self.model, "image_shape", None),
             "clip": self.text_encoder.model_name, "clip_weights": self.text_encoder.pretrained,
-            "clip_null": self.texts[""][-1].tolist(),
-            "captions": list(filter(None, self.texts)),
+            "clip_null": self.tokens[""][-1].tolist(),
+            "captions": list(filter(None, self.tokens)),
             "epoch": self.epoch, "step": self.step, "losses": self.losses,
         }  # fmt: skip
         state = "step epoch losses epoch_losses recent rows"  # what a resumed run begins with
@@ -417,16 +468,21 @@ class TextConditionalTrainer:
         training = checkpoint["training"]
         for name, now in settings.items():
             then = training["run"].get(name)
+            if isinstance(then, list):  # of the captions those that differ
+                then, now = sorted({*then} - {*now}), sorted({*now} - {*then})
             if then != now:
-                said = f"--resume: {name} was {then!r:.80} and now is {now!r:.80}"
+                said = f"--resume: {name} was {then!r:.200} and now is {now!r:.200}"
                 if name not in MAY_CHANGE.split():
-                    raise ValueError(said)
-                print(said)
+                    raise UserError(said)
+                say(said)
+        null = torch.tensor(checkpoint["meta"]["clip_null"])
+        if not torch.allclose(null, self.tokens[""][-1], atol=0.05):
+            raise UserError(f"--resume: {path} was trained with other text weights")
         self.ema_model.load_state_dict(checkpoint["model"])
         self.model.load_state_dict(training["model"])
         self.optimizer.load_state_dict(training["optimizer"])
         vars(self).update(training["state"])
-        print(f"--resume: {self.step} steps are done")
+        say(f"--resume: {self.step} steps are done")
 
 
 # ---- The run -------------------------------------------------------------------------------------
@@ -436,43 +492,57 @@ def draw_pictures(out, trainer, captions):
     axes = Figure().subplots()
     axes.plot(table["step"], table["loss"])
     axes.set_title("flow-matching loss by step, means of 10 steps")
-    axes.figure.savefig(out / "loss.png")
     prompts = captions[:20]
     with trainer.autocast:
         images = flowclip.sample_text_conditional(
             trainer.ema_model, trainer.text_encoder, prompts, trainer.model.image_shape,
-            cfg_scale=3, generator=generator("cpu", trainer.seed),
+            cfg_scale=3, generator=seeded("cpu", trainer.seed),
         )  # fmt: skip
-    flowclip.save_picture(out / "samples.png", flowclip.denormalize_images(images), 5, prompts)
+    with noting_errors():
+        axes.figure.savefig(out / "loss.png")
+        flowclip.save_picture(out / "samples.png", flowclip.denormalize_images(images), 5, prompts)
+
+
+def begin_process(name):
+    """-> the device, and the rank of this process: 0, unless torchrun has started several."""
+    device = flowclip.get_device() if name == "auto" else torch.device(name)
+    try:
+        torch.zeros(1, device=device)
+    except Exception as error:
+        raise UserError(f"--device {name}: {error}") from None
+    if not distributed.is_torchelastic_launched():
+        return device, 0
+    if device.type == "cuda":
+        torch.cuda.set_device(distributed.get_node_local_rank())
+    distributed.init_process_group()
+    return device, distributed.get_rank()
 
 
 def main():
     preset = DEMO.split() if "--demo" in sys.argv else []
     config = tyro.cli(Config, args=preset + sys.argv[1:])  # of a flag given twice the last counts
     start = perf_counter()
-    device = flowclip.get_device() if config.device == "auto" else torch.device(config.device)
-    launched = distributed.is_torchelastic_launched()  # by torchrun
-    rank = 0
-    if launched:
-        if device.type == "cuda":
-            torch.cuda.set_device(distributed.get_node_local_rank())
-        distributed.init_process_group()
-        rank = distributed.get_rank()
-    if rank:
-        sys.stdout = None  # only the first prints
-    out = Path(config.out or f"runs/{Path(config.data).resolve().name}")
+    check_numbers(config)
+    device, rank = begin_process(config.device)
+    out = Path(config.out or f"runs/{Path(config.data).resolve().name}").expanduser()
     checkpoint = out / "checkpoint.pt"
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / "in-use.lock")  # the system's: it ends with the process
+    if not rank:
+        lock.acquire(blocking=False)  # OSError if another run writes here
     exists = checkpoint.exists()
     if exists and config.resume == config.overwrite:
-        raise ValueError(f"{checkpoint} exists: --resume goes on from it, --overwrite starts anew")
+        raise UserError(f"{checkpoint} exists: --resume goes on from it, --overwrite starts anew")
 
     if rank:
         distributed.barrier()  # the first process downloads, into the folder that all share
     images, labels, captions = load_data(config.data, config.img_size, config.patch_size)
-    if launched and not rank:
+    if distributed.is_initialized() and not rank:
         distributed.barrier()
     count, channels, _, size = images.shape
-    print(
+    if size % config.patch_size:
+        raise UserError(f"--img-size {size} is no multiple of --patch-size {config.patch_size}")
+    say(
         f"data: {config.data}, {count:,} images {channels}x{size}x{size}, "
         f"{len(captions)} captions like {captions[0]!r}\n"
         f"text: {config.clip}, weights {config.clip_weights!r}"
@@ -484,50 +554,59 @@ def main():
         size, config.patch_size, channels, config.embed_dim, config.depth, config.heads,
         context_dim=encoder.embed_dim,
     )  # fmt: skip
+    batches = Batches(images.to(device), labels, config.batch_size, config.seed)
+    steps = config.epochs * len(batches)
     trainer = TextConditionalTrainer(
-        model, encoder, Batches(images.to(device), labels, config.batch_size, config.seed),
-        lambda labels: [captions[label] for label in labels], config.lr, config.weight_decay,
-        config.text_drop, device, ema=config.ema, warmup=config.warmup,
-        precision=config.precision, seed=config.seed, metrics=None if rank else out / "metrics.csv",
+        model, encoder, batches, lambda labels: [captions[label] for label in labels],
+        config.lr, config.weight_decay, config.text_drop, device, config.ema, config.warmup,
+        config.precision, config.seed, None if rank else out / "metrics.csv",
+        steps, config.cooldown * steps,
     )  # fmt: skip
-    for part in torch.utils.data.BatchSampler(captions, 256, False):
-        trainer.context_of(part)  # in one order: what shares a call is rounded alike [TRAIN-7]
+    # before the first step, in one order: what shares a call is rounded alike [TRAIN-7]
+    parts = [*torch.utils.data.BatchSampler(captions, 256, False)]
+    for part in tqdm(parts, "reading captions", leave=False, disable=rank or None):
+        trainer.context_of(part)
     if config.compile:
-        for block in model.blocks:
-            block.compile()  # equal blocks share one compilation
-    settings = {
-        "images": count, "captions": captions,
-        "text weights": next(encoder.parameters())[0, 0].item(),  # wherever their file lies
-    } | vars(config) | model.config  # fmt: skip
+        flowclip.compile_blocks(model)
+    settings = {"images": count, "captions": captions} | vars(config) | model.config
     del settings["resume"]  # it is no setting of the run
     if config.resume and exists:
         trainer.resume(checkpoint, **settings)
-    out.mkdir(parents=True, exist_ok=True)
 
     def stop(number, frame):
         trainer.stop_signal = number
         signal.signal(number, signal.SIG_DFL)  # a second one stops at once
 
-    for number in signal.valid_signals() & {1, 2, 15}:  # SIGHUP, SIGINT, SIGTERM
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, stop)
-    while trainer.epoch < config.epochs and trainer.step < config.max_steps:
-        trainer.train(1, min(config.max_steps, trainer.step + (config.save_every or inf)))
-        trainer.save_checkpoint(checkpoint, **settings)
-        if not (trainer.epoch_losses or trainer.epoch % config.sample_every or rank):
-            draw_pictures(out, trainer, captions)
-        if number := trainer.stopped():
-            print(f"stopped after step {trainer.step}; --resume goes on from {checkpoint}")
-            sys.exit(128 + number)
-    if not rank:
-        if trainer.recent:
-            trainer.log()
-        draw_pictures(out, trainer, captions)
-        print(
-            f"made in {perf_counter() - start:.0f} s, in {out}: "
-            "checkpoint.pt, metrics.csv, loss.png, samples.png\n"
-            f"next: python sample.py {captions[-1]!r} --cfg 1 3 7.5 --checkpoint {checkpoint}"
-        )
+    handlers = {
+        number: signal.signal(number, stop)
+        for number in signal.valid_signals() & {1, 2, 15}  # SIGHUP, SIGINT, SIGTERM
+        if signal.getsignal(number) != signal.SIG_IGN  # as nohup has it
+    }
+    try:
+        while trainer.epoch < config.epochs and trainer.step < config.max_steps:
+            trainer.train(1, min(config.max_steps, trainer.step + config.save_every))
+            trainer.save_checkpoint(checkpoint, **settings)
+            if number := trainer.stopped():
+                say(f"stopped after step {trainer.step}; --resume goes on from {checkpoint}")
+                sys.exit(128 + number)
+            if not (trainer.epoch_losses or trainer.epoch % config.sample_every or rank):
+                draw_pictures(out, trainer, captions)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    if rank:
+        return
+    if trainer.recent:
+        trainer.log()
+    draw_pictures(out, trainer, captions)
+    command = ["python", "sample.py", captions[-1], "--cfg", "1", "3", "7.5"]
+    say(
+        f"made in {perf_counter() - start:.0f} s, in {out}: "
+        "checkpoint.pt, metrics.csv, loss.png, samples.png\n"
+        f"next: {shlex.join([*command, '--checkpoint', str(checkpoint)])}"
+    )
 
 
 if __name__ == "__main__":
