@@ -57,7 +57,7 @@ def parse(caption):
     if not caption.endswith(" skin tone"):
         name, tone = caption, ""
     kind, _, what = name.partition(" ")
-    return (kind, what, tone) if kind in KINDS else ("", name, tone)
+    return (kind, what, tone) if kind in KINDS and what else ("", name, tone)
 
 
 def read_package(package):
