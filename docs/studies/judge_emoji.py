@@ -58,11 +58,12 @@ class Judge:
         self.images, places = images.unique(dim=0, return_inverse=True)
         self.place = {row["text"]: k for row, k in zip(rows, places.tolist())}
         self.names = [[] for _ in self.images]  # of each picture, (kind, what, tone)
-        self.kinds = {}  # "shown", or why it is kept apart: captions
+        kinds = "shown", emoji.A_TONE, emoji.ROLE_TONE, emoji.ROLE_KIND
+        self.kinds = {kind: [] for kind in kinds}  # shown, or why they are kept apart: captions
         self.shown = torch.zeros(len(self.images), dtype=torch.bool)
         for row in rows:
             self.names[self.place[row["text"]]].append(emoji.parse(row["text"]))
-            self.kinds.setdefault(row["kept"] or "shown", []).append(row["text"])
+            self.kinds[row["kept"] or "shown"].append(row["text"])
             self.shown[self.place[row["text"]]] |= not row["kept"]
 
     def real(self, captions):
