@@ -106,7 +106,7 @@ def check_numbers(config):
 
 def say(text):
     """Print at once. A closed terminal, or a full disk under the log, ends no run."""
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first one speaks
+    if not (distributed.is_initialized() and distributed.get_rank()):  # the first one speaks
         try:
             print(text, flush=True)
         except OSError:
@@ -413,6 +413,8 @@ class TextConditionalTrainer:
         B = len(images)
         if isinstance(captions, str) or len(captions) != B:
             raise ValueError(f"caption_fn gave {captions!r:.80}, expected {B} captions")
+        if B % self.world_size:
+            raise UserError(f"--batch-size {B} is no multiple of {self.world_size} processes")
         if self.step == 0:
             self.start_at_mean(images)
         random = seeded(self.device, self.seed, self.step, 1)  # [TRAIN-4]
@@ -591,14 +593,6 @@ def main():
     device, rank = begin_process(config.device)
     out = Path(config.out or f"runs/{Path(config.data).resolve().name}").expanduser()
     checkpoint = out / "checkpoint.pt"
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / "in-use.lock")  # the system's: it ends with the process
-    if not rank:
-        lock.acquire(blocking=False)  # OSError if another run writes here
-    exists = checkpoint.exists()
-    if exists and config.resume == config.overwrite:
-        raise UserError(f"{checkpoint} exists: --resume goes on from it, --overwrite starts anew")
-
     if rank:
         distributed.barrier()  # the first process downloads, into the folder that all share
     images, labels, captions = load_data(config.data, config.img_size, config.patch_size)
@@ -607,6 +601,13 @@ def main():
     count, channels, _, size = images.shape
     if size % config.patch_size:
         raise UserError(f"--img-size {size} is no multiple of --patch-size {config.patch_size}")
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / "in-use.lock")  # the system's: it ends with the process
+    if not rank:
+        lock.acquire(blocking=False)  # OSError if another run writes here
+    exists = checkpoint.exists()
+    if exists and config.resume == config.overwrite:
+        raise UserError(f"{checkpoint} exists: --resume goes on from it, --overwrite starts anew")
     say(
         f"data: {config.data}, {count:,} images {channels}x{size}x{size}, "
         f"{len(captions)} captions like {captions[0]!r}\n"

@@ -198,8 +198,9 @@ def test_train_refuses_in_one_line(command, argv, said):
     (["x"], "no checkpoint in runs/"),
     (["x", "--checkpoint", "no.pt"], "no.pt is not a whole flowclip checkpoint"),
     (["x", "--checkpoint", "."], ". is not a whole flowclip checkpoint"),
-    (["x", "--checkpoint", "c.pt", "--solver", "rk4"], "rk4"),
-    (["x", "--checkpoint", "c.pt", "--steps", 0], "num_steps 0"),
+    (["x", "--checkpoint", "c.pt", "--steps", 0], "--steps"),
+    (["x", "--checkpoint", "c.pt", "--n", 0], "--n"),
+    (["x", "--checkpoint", "c.pt", "--out", "x"], "x.png"),
     (["x", "--checkpoint", "c.pt", "--out", "x.txt"], "txt"),
     (["x", "--checkpoint", "c.pt", "--out", "c.pt/x.png"], "c.pt"),
     (["x", "--checkpoint", "c.pt", "--save-dir", "c.pt"], "c.pt"),
@@ -228,9 +229,7 @@ def test_any_prompt_is_drawn_and_stays_in_its_folder(command, drawn):
     assert {path.name for path in drawn.iterdir()} == {"c.pt", "deep"}
     assert {path.name for path in (drawn / "deep").iterdir()} == {"a.png", "each"}
     names = sorted(path.name for path in (drawn / "deep/each").iterdir())
-    assert len(names) == len(ODD) and names[:3] == [
-        "0000--w7.5-0.png", "0001-x-w7.5-0.png", "0002-a-b-w7.5-0.png",
-    ]  # fmt: skip
+    assert len(names) == len(ODD) and all(name.endswith(".png") for name in names)
 
 
 def test_the_attention_of_any_prompt_is_drawn(command, drawn, pictures):
