@@ -86,8 +86,8 @@ def image_path(config, prompt, n, w):
 
     Of a long prompt it has the beginning; a hash tells it from those that begin alike.
     """
-    words = re.sub(r"\W+", "-", prompt.lower())[:40].strip("-")
-    mark = hashlib.sha256(prompt.encode()).hexdigest()[:8]
+    words = re.sub(r"[^\w\x80-\U0010ffff]+|\s+", "-", prompt.lower())[:40].strip("-") or "image"
+    mark = hashlib.sha256(prompt.encode()).hexdigest()[:12]
     name = f"{words}-{mark}-w{w}-seed{config.seed}-{n}-{config.solver}{config.steps}.png"
     return config.save_dir.expanduser() / name
 
@@ -122,7 +122,8 @@ def main():
     if config.compile:
         flowclip.compile_blocks(model)
     asked = config.prompts or meta["captions"][:10]
-    prompts = [prompt.encode(errors="replace").decode() for prompt in dict.fromkeys(asked)]
+    prompts = [prompt.encode(errors="replace").decode() for prompt in asked]  # half an emoji: "?"
+    prompts = list(dict.fromkeys(prompts))
     scales = list(dict.fromkeys(config.cfg))
     draws = [(prompt, n) for prompt in prompts for n in range(config.n)]
     noise = torch.randn(  # the same for each prompt and w

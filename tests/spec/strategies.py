@@ -92,7 +92,7 @@ class Texts:
 
     def images(self):
         g = torch.Generator().manual_seed(self.seed + 1)
-        return torch.randn(self.B, 2, 3, 3, generator=g), torch.rand(self.B, generator=g)
+        return torch.randn(self.B, 5, 3, 3, generator=g), torch.rand(self.B, generator=g)
 
 
 texts = st.builds(Texts, B=st.integers(1, 4), M=st.integers(1, 4), D=st.integers(1, 3), seed=seeds)

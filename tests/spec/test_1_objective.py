@@ -90,6 +90,8 @@ def test_noise_is_normal_and_its_own_everywhere():
 def test_times_are_uniform_one_a_sample():
     xt, t = drawn(torch.zeros(4000, 1, 1, 2))
     follows_uniform("t", t, 0, 1)
+    different = len(t.unique())
+    assert different > 3900, f"{different} values among 4,000 times, not those of a grid expected"
     unrelated("t of one sample and the next", torch.stack([t[:-1], t[1:]], 1))
     unrelated("t and the signs of x_1", torch.stack([t, *xt.flatten(1).sign().T], 1))
 
@@ -445,7 +447,7 @@ def test_the_moving_average(new_trainer, ema):
         trainer.train_step(*images_of(s))
         b = oracles.ema_decay(ema, s)
         average = b * average + (1 - b) * trainer.model.numbers()
-        close(f"the averaged weights after step {s}", trainer.ema_model.numbers(), average)
+        close(f"the averaged weights after step {s}", draw.flat(trainer.ema_model), average)
 
 
 @pytest.mark.spec("TRAIN-7")

@@ -21,15 +21,21 @@ def field(x, t):
 
 
 def walk(N, solver, values=(0.5, -1.0)):
-    """-> the end; the (x, t) that the velocity was asked at; the (n, t, x) of the callback."""
+    """-> the end; the (x, t) that the velocity was asked at; the (n, t, x) of the callback.
+
+    Copies of x: a solver may change its own state in place.
+    """
     asked, visited = [], []
 
     def velocity(x, t):
-        asked.append((x, t[0].item()))
+        asked.append((x.clone(), t[0].item()))
         return field(x, t)
 
+    def callback(n, t, x):
+        visited.append((n, t, x.clone()))
+
     x1 = torch.tensor(values).double()[:, None]
-    end = flowclip.integrate(velocity, x1, N, solver, lambda *state: visited.append(state))
+    end = flowclip.integrate(velocity, x1, N, solver, callback)
     return end, asked, visited
 
 

@@ -110,11 +110,14 @@ def test_masked_tokens_weigh_nothing_whatever_they_hold(s, value):
     attention, x, Z, mask = setting(s)
     expected = attention(x, Z, mask)
     poisoned = torch.where(mask[..., None], Z, torch.tensor(value).double())
+    before = poisoned.clone()
     A = attention.attention_weights(x, poisoned, mask)
     masked = A.transpose(1, 3)[~mask]
     equal("A of the masked tokens", masked, torch.zeros_like(masked))
     out = attention(x, poisoned, mask)
     close(f"the output, masked tokens being {value},", out, expected)
+    kept = torch.equal(poisoned.nan_to_num(7), before.nan_to_num(7))
+    assert kept, "the call has written to the caller's context"
     out.square().sum().backward()
     for name, parameter in attention.named_parameters():
         finite = parameter.grad is None or parameter.grad.isfinite().all()

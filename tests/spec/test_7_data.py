@@ -38,6 +38,8 @@ def test_a_photo_of_a_name(names):
 @example("unicorn")  # the letter, not the sound
 @example("one")
 @example("onion")
+@example("one way")
+@example("yak")
 @example("Owl")
 @example("hour")
 @example("écu")
@@ -54,12 +56,12 @@ def test_cifar10_captions():
     for label, name in enumerate(CIFAR10):
         expected = flowclip.make_captions([name])[0]
         assert said[label] == expected, f"{label}: expected {expected!r}, found {said[label]!r}"
-    for bad in (10, -1):
+    for bad in ([10], [-1], [3, 10], [3, -1]):
         try:
-            said = flowclip.make_cifar10_captions([bad])
+            said = flowclip.make_cifar10_captions(bad)
         except ValueError:
             continue
-        raise AssertionError(f"the label {bad}: expected a ValueError, found {said!r}")
+        raise AssertionError(f"the labels {bad}: expected a ValueError, found {said!r}")
 
 
 @pytest.mark.spec("DATA-4")
