@@ -641,18 +641,18 @@ def assert_holds_no_more(before):
 @heavy
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 def test_long_training_holds_no_more_than_short(make_model, tmp_path):
-    images, labels = torch.zeros(4000, 3, 8, 8, dtype=torch.uint8), torch.arange(4000) % 3
+    images, labels = torch.zeros(2000, 3, 8, 8, dtype=torch.uint8), torch.arange(2000) % 3
     trainer = train.TextConditionalTrainer(
         make_model().train(), draw.StandIn(), train.Batches(images, labels, 8),
         lambda labels: [f"number {n}" for n in labels], device="cpu",
         metrics=tmp_path / "metrics.csv",
     )  # fmt: skip
-    trainer.train(1, max_steps=80)
+    trainer.train(1, max_steps=40)
     before = held()
-    trainer.train(1, max_steps=480)
+    trainer.train(1, max_steps=240)
     assert_holds_no_more(before)
     with open(tmp_path / "metrics.csv") as file:
-        assert [int(row["step"]) for row in csv.DictReader(file)] == [*range(10, 481, 10)]
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [*range(10, 241, 10)]
 
 
 @heavy
