@@ -132,7 +132,7 @@ def drop_text(context, mask, null_context, null_mask, drop):
 
 
 def cfg_velocity(model, x, t, context, mask, null_context, null_mask, cfg_scale):
-    """v_uncond + w (v_cond - v_uncond): w = 0 ignores the text, 1 takes it as it is, more exaggerates.
+    """v_uncond + w (v_cond - v_uncond): w = 0 ignores the text, 1 reads it plainly.
 
     x [B, C, H, W], t [B], texts as in drop_text, w a number or one per sample [B] -> [B, C, H, W].
     """

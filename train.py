@@ -254,7 +254,6 @@ def read_image(path):
     """-> a PIL image in RGB, upright, on white."""
     with blame(path):
         image = Image.open(path)
-        image.load()
         with suppress(Exception):  # what says which side is up may be broken
             image = ImageOps.exif_transpose(image)
         if image.mode[0] in "IF":
@@ -277,11 +276,14 @@ def load_folder(folder, img_size, patch_size):
             f"--data {paths[0]}: {size} pixels a side, try --img-size {16 * patch_size}"
         )
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
-    with ThreadPool() as pool:
-        read = pool.imap(lambda path: ImageOps.fit(read_image(path), (size, size)), paths)
-        read = tqdm(read, "reading", len(paths), leave=False, disable=None)
-        for row, image in zip(images, read):
-            row.copy_(pil_to_tensor(image))
+
+    def fill(row):
+        images[row] = pil_to_tensor(ImageOps.fit(read_image(paths[row]), (size, size)))
+
+    with ThreadPool() as pool:  # each writes its own rows: no image is held twice
+        rows = pool.imap(fill, range(len(paths)))
+        for _ in tqdm(rows, "reading", len(paths), leave=False, disable=None):
+            pass
     captions, labels = np.unique(np.array(captions, object), return_inverse=True)
     return images, torch.from_numpy(labels), captions.tolist()
 
