@@ -77,7 +77,7 @@ def integrate(velocity, x1, num_steps, solver="euler", callback=None):
     dt = -1 / num_steps  # negative: back towards the image
 
     def velocity_at(x, t):
-        return velocity(x, x.new_full((len(x),), t)).to(x.dtype)
+        return velocity(x, x.new_full([len(x)], t)).to(x.dtype)
 
     for n in range(num_steps):
         t = 1 - n / num_steps  # [SAMPLE-1]
@@ -105,7 +105,7 @@ def sample_text_conditional(
     device = device or next(model.parameters()).device
     if noise is None:  # [SAMPLE-4]
         noise = torch.randn(len(prompts), *image_shape, generator=generator)
-    texts = list(dict.fromkeys(["", *prompts]))  # each once; the first is the null text
+    texts = [*dict.fromkeys(["", *prompts])]  # each once; the first is the null text
     Z, mask = (tensor.to(device) for tensor in text_encoder(texts))  # [texts, M, D], [texts, M]
     rows = [texts.index(prompt) for prompt in prompts]
 
@@ -132,7 +132,7 @@ def drop_text(context, mask, null_context, null_mask, drop):
 
 
 def cfg_velocity(model, x, t, context, mask, null_context, null_mask, cfg_scale):
-    """v_uncond + w (v_cond - v_uncond): w = 0 ignores the text, 1 obeys it, more exaggerates it.
+    """v_uncond + w (v_cond - v_uncond): w = 0 ignores the text, 1 reads it plainly.
 
     x [B, C, H, W], t [B], texts as in drop_text, w a number or one per sample [B] -> [B, C, H, W].
     """
@@ -359,7 +359,7 @@ class DiT(nn.Module):
             img_size=img_size, patch_size=patch_size, in_channels=in_channels, embed_dim=embed_dim,
             depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio, context_dim=context_dim,
         )  # fmt: skip
-        self.image_shape = (in_channels, img_size, img_size)
+        self.image_shape = in_channels, img_size, img_size
         self.patch_size = patch_size
         self.embed_dim = embed_dim
         cond_dim = 4 * embed_dim
@@ -489,7 +489,7 @@ def autocast(device, precision="auto"):
     is_fast = device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if device_type == "cpu":  # what has AMX has AVX512-BF16, too
         is_fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
-    enabled = precision == "bf16" or (precision == "auto" and is_fast)
+    enabled = precision == "bf16" or precision == "auto" and is_fast
     return torch.autocast(device_type, torch.bfloat16, enabled=enabled)
 
 
@@ -634,6 +634,6 @@ def run_script(main):
         try:
             main()
         except (UserError, OSError, torch.OutOfMemoryError) as error:
-            if os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first one speaks
+            if not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
                 print(f"error: {' '.join(str(error).split()):.500}", file=sys.stderr)
             sys.exit(2)

@@ -86,8 +86,8 @@ def image_path(config, prompt, n, w):
 
     Of a long prompt it has the beginning; a hash tells it from those that begin alike.
     """
-    words = re.sub(r"\W+", "-", prompt.lower())[:40]
-    mark = hashlib.sha256(prompt.encode()).hexdigest()[:8]
+    words = re.sub(r"[^\w\x80-\U0010ffff]+|\s+", "-", prompt.lower())[:40].strip("-") or "image"
+    mark = hashlib.sha256(prompt.encode()).hexdigest()[:12]
     name = f"{words}-{mark}-w{w}-seed{config.seed}-{n}-{config.solver}{config.steps}.png"
     return config.save_dir.expanduser() / name
 
@@ -122,7 +122,8 @@ def main():
     if config.compile:
         flowclip.compile_blocks(model)
     asked = config.prompts or meta["captions"][:10]
-    prompts = [prompt.encode(errors="replace").decode() for prompt in dict.fromkeys(asked)]
+    prompts = [prompt.encode(errors="replace").decode() for prompt in asked]  # half an emoji: "?"
+    prompts = list(dict.fromkeys(prompts))
     scales = list(dict.fromkeys(config.cfg))
     draws = [(prompt, n) for prompt in prompts for n in range(config.n)]
     noise = torch.randn(  # the same for each prompt and w
@@ -130,8 +131,7 @@ def main():
     )
 
     def draw(draws, w):
-        """-> uint8 images [len(draws), C, H, W]; 128 at a time fit into memory."""
-        images = []
+        """The uint8 images [C, H, W], as they come: 128 at a time fit into memory."""
         for start in range(0, len(draws), 128):
             some, numbers = zip(*draws[start : start + 128])
             with flowclip.autocast(flowclip.get_device()):
@@ -139,8 +139,7 @@ def main():
                     model, encoder, some, meta["image_shape"], config.steps, w,
                     noise=noise[list(numbers)], solver=config.solver,
                 )  # fmt: skip
-            images.append(flowclip.denormalize_images(x).cpu())
-        return torch.cat(images)
+            yield from flowclip.denormalize_images(x).cpu()
 
     if config.save_dir:
         for path in (image_path(config, *each, w) for w in scales for each in draws):
@@ -150,9 +149,10 @@ def main():
     columns = []
     most = max(1, 16 // len(scales))  # draws of a prompt and scale that the grid shows
     for w in scales:
-        images = draw(draws, w)
-        if config.save_dir:
-            for each, image in zip(draws, images):
+        images = []
+        for each, image in zip(draws, draw(draws, w)):
+            images.append(image)
+            if config.save_dir:
                 write_png(image, str(image_path(config, *each, w)))
         columns.append(rearrange(images, "(p n) c h x -> p n c h x", n=config.n)[:16, :most])
     cells = rearrange(columns, "w p n c h x -> (p w n) c h x")
@@ -164,7 +164,7 @@ def main():
         rows = prompts[:16]
         maps = record_attention(model, len(rows))
         with torch.compiler.set_stance("force_eager"):  # hooks record nothing in compiled blocks
-            images = draw([(prompt, 0) for prompt in rows], w)
+            images = list(draw([(prompt, 0) for prompt in rows], w))
         tokens = [encoder.tokens(prompt) for prompt in rows]
         path = config.attention.expanduser()
         save_attention(path, rows, tokens, images, sum(maps) / len(maps))

@@ -106,7 +106,7 @@ def check_numbers(config):
 
 def say(text):
     """Print at once. A closed terminal, or a full disk under the log, ends no run."""
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first one speaks
+    if not (distributed.is_initialized() and distributed.get_rank()):  # the first one speaks
         try:
             print(text, flush=True)
         except OSError:
@@ -254,7 +254,6 @@ def read_image(path):
     """-> a PIL image in RGB, upright, on white."""
     with blame(path):
         image = Image.open(path)
-        image.load()
         with suppress(Exception):  # what says which side is up may be broken
             image = ImageOps.exif_transpose(image)
         if image.mode[0] in "IF":
@@ -277,11 +276,14 @@ def load_folder(folder, img_size, patch_size):
             f"--data {paths[0]}: {size} pixels a side, try --img-size {16 * patch_size}"
         )
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
-    with ThreadPool() as pool:
-        read = pool.imap(lambda path: ImageOps.fit(read_image(path), (size, size)), paths)
-        read = tqdm(read, "reading", len(paths), leave=False, disable=None)
-        for row, image in zip(images, read):
-            row.copy_(pil_to_tensor(image))
+
+    def fill(row):
+        images[row] = pil_to_tensor(ImageOps.fit(read_image(paths[row]), (size, size)))
+
+    with ThreadPool() as pool:  # each writes its own rows: no image is held twice
+        rows = pool.imap(fill, range(len(paths)))
+        for _ in tqdm(rows, "reading", len(paths), leave=False, disable=None):
+            pass
     captions, labels = np.unique(np.array(captions, object), return_inverse=True)
     return images, torch.from_numpy(labels), captions.tolist()
 
@@ -413,6 +415,8 @@ class TextConditionalTrainer:
         B = len(images)
         if isinstance(captions, str) or len(captions) != B:
             raise ValueError(f"caption_fn gave {captions!r:.80}, expected {B} captions")
+        if B % self.world_size:
+            raise UserError(f"--batch-size {B} is no multiple of {self.world_size} processes")
         if self.step == 0:
             self.start_at_mean(images)
         random = seeded(self.device, self.seed, self.step, 1)  # [TRAIN-4]
@@ -591,14 +595,6 @@ def main():
     device, rank = begin_process(config.device)
     out = Path(config.out or f"runs/{Path(config.data).resolve().name}").expanduser()
     checkpoint = out / "checkpoint.pt"
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / "in-use.lock")  # the system's: it ends with the process
-    if not rank:
-        lock.acquire(blocking=False)  # OSError if another run writes here
-    exists = checkpoint.exists()
-    if exists and config.resume == config.overwrite:
-        raise UserError(f"{checkpoint} exists: --resume goes on from it, --overwrite starts anew")
-
     if rank:
         distributed.barrier()  # the first process downloads, into the folder that all share
     images, labels, captions = load_data(config.data, config.img_size, config.patch_size)
@@ -607,6 +603,13 @@ def main():
     count, channels, _, size = images.shape
     if size % config.patch_size:
         raise UserError(f"--img-size {size} is no multiple of --patch-size {config.patch_size}")
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / "in-use.lock")  # the system's: it ends with the process
+    if not rank:
+        lock.acquire(blocking=False)  # OSError if another run writes here
+    exists = checkpoint.exists()
+    if exists and config.resume == config.overwrite:
+        raise UserError(f"{checkpoint} exists: --resume goes on from it, --overwrite starts anew")
     say(
         f"data: {config.data}, {count:,} images {channels}x{size}x{size}, "
         f"{len(captions)} captions like {captions[0]!r}\n"

@@ -70,6 +70,8 @@ def pytest_configure(config):
         "markers", "heavy: minutes of fuzzing, killing and watching; run by pytest -m heavy"
     )
     if config.getoption("--impl"):
+        import train  # noqa: F401  before: what it needs of flowclip.py the judged file may lack
+
         sys.modules["flowclip"] = load(Path(config.getoption("--impl")).resolve())
     config.outcomes = {}  # test -> (its statements, outcome, reason)
 

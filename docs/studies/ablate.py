@@ -71,7 +71,7 @@ class Mirrored(train.Batches):
     """Each image mirrored with probability 1/2, by a coin that is a function of (seed, epoch)."""
 
     def __iter__(self):
-        rand = train.generator("cpu", self.seed, self.epoch, 2)
+        rand = train.seeded("cpu", self.seed, self.epoch, 2)
         for images, labels in super().__iter__():
             coin = torch.rand(len(images), 1, 1, 1, generator=rand).to(images.device) < 0.5
             yield torch.where(coin, images.flip(-1), images), labels

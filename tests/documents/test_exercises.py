@@ -91,7 +91,8 @@ def verdicts(request, tmp_path_factory):
             code = asked.get("code") or CODE.replace(asked["old"], asked["new"])
             mine = tmp_path_factory.mktemp("exercise") / "mine.py"
             mine.write_text(code)
-            jobs[code] = "brief", [f"--impl={mine}", "--spec", asked["part"], *chapters]
+            profile = "brief" if "old" in asked else "few"
+            jobs[code] = profile, [f"--impl={mine}", "--spec", asked["part"], *chapters]
     found = {}
     for code, (_, out, _) in several.start(jobs)().items():
         failed = " ".join(re.findall(r"^ +fail: (.*)", out, re.M)).split()

@@ -308,6 +308,7 @@ class TextConditionalTrainer:
     def __init__(
         self, model, text_encoder, dataloader, caption_fn, lr=1e-4, weight_decay=0.01,
         text_drop_prob=0.1, device=None, *, ema=0.999, warmup=0, precision="fp32", seed=0,
+        total_steps=math.inf, cooldown=0,
     ):  # fmt: skip
         self.device = device or "cpu"
         self.model = model.to(self.device)
@@ -315,7 +316,12 @@ class TextConditionalTrainer:
         self.text_encoder, self.dataloader, self.caption_fn = text_encoder, dataloader, caption_fn
         self.p, self.ema, self.seed = text_drop_prob, ema, seed
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr, weight_decay=weight_decay)
-        rate = lambda s: min(1, (s + 1) / warmup) if warmup else 1  # noqa: E731
+
+        def rate(s):
+            up = (s + 1) / warmup if warmup else 1
+            down = (total_steps - s) / cooldown if cooldown else 1
+            return min(up, down, 1)
+
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
         self.known, self.losses, self.part, self.step = {}, [], [], 0
 
@@ -329,7 +335,16 @@ class TextConditionalTrainer:
         lengths = torch.tensor([len(text) for text in texts], device=self.device)
         return Z, torch.arange(Z.shape[1], device=self.device) < lengths[:, None]
 
+    @torch.no_grad()
+    def begin(self, images):
+        end = getattr(self.model, "final_linear", None)
+        if self.step == 0 and end is not None and float(end.weight.abs().max()) == 0:
+            p = self.model.p
+            squares = images.unfold(2, p, p).unfold(3, p, p)  # [B, C, h, w, p, p]
+            end.bias.copy_(-squares.mean((0, 2, 3)).permute(1, 2, 0).flatten())
+
     def train_step(self, images, captions):
+        self.begin(images)
         g = torch.Generator().manual_seed(self.seed * 100_003 + self.step)
         x1, B = torch.randn(images.shape, generator=g), len(images)
         t, drop = torch.rand(B, generator=g), torch.rand(B, generator=g) < self.p

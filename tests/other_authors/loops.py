@@ -331,11 +331,13 @@ class TextConditionalTrainer:
     def __init__(
         self, model, text_encoder, dataloader, caption_fn, lr=1e-4, weight_decay=0.01,
         text_drop_prob=0.1, device=None, *, ema=0.999, warmup=0, precision="auto", seed=0,
+        total_steps=math.inf, cooldown=0,
     ):  # fmt: skip
         self.model, self.ema_model = model, copy.deepcopy(model)
         self.text_encoder, self.dataloader, self.caption_fn = text_encoder, dataloader, caption_fn
         self.lr, self.weight_decay, self.text_drop_prob = lr, weight_decay, text_drop_prob
         self.ema, self.warmup, self.seed = ema, warmup, seed
+        self.total_steps, self.cooldown = total_steps, cooldown
         self.moments = [[torch.zeros_like(w), torch.zeros_like(w)] for w in model.parameters()]
         self.step, self.losses, self.of_this_epoch, self.texts = 0, [], [], {}
         self.remember([""])
@@ -349,6 +351,10 @@ class TextConditionalTrainer:
 
     def train_step(self, images, captions):
         self.remember(captions)
+        last = getattr(self.model, "final_linear", None)
+        if self.step == 0 and last is not None and not bool(last.weight.any()):
+            with torch.no_grad():
+                last.bias.copy_(-patchify(images, self.model.patch_size).flatten(0, 1).mean(0))
         g = torch.Generator()
         g.manual_seed(self.seed * 1_000_000 + self.step)
         x1 = torch.randn(images.shape, generator=g)
@@ -369,7 +375,11 @@ class TextConditionalTrainer:
 
     @torch.no_grad()
     def adamw(self, weights, gradients):
-        lr = self.lr * (min(1, (self.step + 1) / self.warmup) if self.warmup else 1)
+        lr = self.lr
+        if self.warmup and self.step + 1 < self.warmup:
+            lr = self.lr * (self.step + 1) / self.warmup
+        if self.cooldown:
+            lr = min(lr, self.lr * (self.total_steps - self.step) / self.cooldown)
         self.step += 1
         for weight, gradient, (m, u) in zip(weights, gradients, self.moments):
             if gradient is None:

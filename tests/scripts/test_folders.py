@@ -123,6 +123,9 @@ def test_texts_that_no_image_takes_are_counted(tmp_path, capsys):
     assert captions_of(tmp_path) == ["one"]
     said = f" 1 images, 3 texts, 2 of them taken by no image ['{tmp_path}/gone.png']; 0 called by"
     assert said in capsys.readouterr().out
+    write(tmp_path / CSV, "file_name,text\n0.png,four\n")
+    assert captions_of(tmp_path) == ["four", "one"]
+    assert " 1 images, 4 texts, 2 of them" in capsys.readouterr().out, "a header is no text"
 
 
 def test_a_folder_that_is_there_comes_before_a_data_set(tmp_path, monkeypatch, capsys):
