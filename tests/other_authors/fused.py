@@ -3,13 +3,13 @@
 It is written from the docs and docs/interface.md alone. The spec must find nothing wrong with it.
 """
 
-import copy
 import math
 from types import SimpleNamespace
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel
 
 
 # ---- 2 ----
@@ -312,7 +312,8 @@ class TextConditionalTrainer:
     ):  # fmt: skip
         self.device = device or "cpu"
         self.model = model.to(self.device)
-        self.ema_model = copy.deepcopy(self.model)
+        self.ema_model = AveragedModel(self.model, multi_avg_fn=self.average)
+        self.ema_model.n_averaged += 1  # else its first update is a copy
         self.text_encoder, self.dataloader, self.caption_fn = text_encoder, dataloader, caption_fn
         self.p, self.ema, self.seed = text_drop_prob, ema, seed
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr, weight_decay=weight_decay)
@@ -323,7 +324,10 @@ class TextConditionalTrainer:
             return min(up, down, 1)
 
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
-        self.known, self.losses, self.part, self.step = {}, [], [], 0
+        self.known, self.losses, self.part, self.step, self.epoch = {}, [], [], 0, 0
+
+    def average(self, slow, fast, count):
+        torch._foreach_lerp_(slow, fast, 1 - min(self.ema, (1 + self.step) / (10 + self.step)))
 
     def vectors(self, captions):
         for caption in captions:
@@ -357,14 +361,13 @@ class TextConditionalTrainer:
         self.optimizer.step()
         self.schedule.step()
         self.step += 1
-        b = min(self.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for slow, fast in zip(self.ema_model.parameters(), self.model.parameters()):
-                slow.lerp_(fast, 1 - b)
+        self.ema_model.update_parameters(self.model)
         return loss.detach()
 
     def train(self, num_epochs, max_steps=float("inf")):
         for _ in range(num_epochs):
+            if hasattr(self.dataloader, "epoch"):
+                self.dataloader.epoch = self.epoch
             for n, (images, labels) in enumerate(self.dataloader):
                 if n < len(self.part):
                     continue
@@ -372,16 +375,16 @@ class TextConditionalTrainer:
                     return self.losses
                 self.part.append(self.train_step(images, self.caption_fn(labels)).item())
             self.losses.append(sum(self.part) / len(self.part))
-            self.part = []
+            self.part, self.epoch = [], self.epoch + 1
         return self.losses
 
     def save_checkpoint(self, path):
         parts = self.model, self.ema_model, self.optimizer, self.schedule
-        place = self.step, self.losses, self.part
+        place = self.step, self.epoch, self.losses, self.part
         torch.save(([part.state_dict() for part in parts], place), path)
 
     def resume(self, path):
-        states, (self.step, self.losses, self.part) = torch.load(path)
+        states, (self.step, self.epoch, self.losses, self.part) = torch.load(path)
         parts = self.model, self.ema_model, self.optimizer, self.schedule
         for part, state in zip(parts, states):
             part.load_state_dict(state)

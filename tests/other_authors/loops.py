@@ -10,19 +10,21 @@ import torch
 
 
 class Linear(torch.nn.Module):
-    """y = x W^T + b. start: "xavier", "torch" or "zero"."""
+    """y = x W + b, where W is stored [in, out]. start: "xavier", "torch" or "zero"."""
 
     def __init__(self, inputs, outputs, start="xavier"):
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(outputs, inputs))
+        self.W = torch.nn.Parameter(torch.zeros(inputs, outputs))
         self.bias = torch.nn.Parameter(torch.zeros(outputs))
         bound = {"xavier": (6 / (inputs + outputs)) ** 0.5, "torch": inputs**-0.5, "zero": 0}[start]
-        self.weight.data.uniform_(-bound, bound)
+        self.W.data.uniform_(-bound, bound)
         if start == "torch":
             self.bias.data.uniform_(-bound, bound)
 
+    weight = property(lambda self: self.W.T)
+
     def forward(self, x):
-        return x @ self.weight.T + self.bias
+        return x @ self.W + self.bias
 
 
 # ---- 2 ----
@@ -253,6 +255,8 @@ def denormalize_images(images):
 
 # ---- 5 ----
 def drop_text(context, mask, null_context, null_mask, drop):
+    if not drop.any():
+        return context, mask
     contexts, masks = [], []
     for b, dropped in enumerate(drop.tolist()):
         contexts.append(null_context[0] if dropped else context[b])
@@ -294,14 +298,15 @@ def flow_matching_loss(model, x0, context, mask, *, x1=None, t=None):
 # ---- 7 ----
 def integrate(velocity, x1, num_steps, solver="euler", callback=None):
     kind = torch.float64 if x1.dtype == torch.float64 else torch.float32
-    x, n = x1.to(kind), 0
+    x, n = x1.to(kind, copy=True), 0
     while n < num_steps:
         t, after = 1 - n / num_steps, 1 - (n + 1) / num_steps
         v = velocity(x, torch.ones(len(x)) * t).to(kind)
         if solver == "heun":
             y = x + (after - t) * v
             v = 0.5 * v + 0.5 * velocity(y, torch.ones(len(x)) * after).to(kind)
-        x, n = x + (after - t) * v, n + 1
+        x += (after - t) * v  # in place
+        n += 1
         if callback:
             callback(n, after, x)
     return x
@@ -337,7 +342,7 @@ class TextConditionalTrainer:
         self.text_encoder, self.dataloader, self.caption_fn = text_encoder, dataloader, caption_fn
         self.lr, self.weight_decay, self.text_drop_prob = lr, weight_decay, text_drop_prob
         self.ema, self.warmup, self.seed = ema, warmup, seed
-        self.total_steps, self.cooldown = total_steps, cooldown
+        self.total_steps, self.cooldown, self.epoch = total_steps, cooldown, 0
         self.moments = [[torch.zeros_like(w), torch.zeros_like(w)] for w in model.parameters()]
         self.step, self.losses, self.of_this_epoch, self.texts = 0, [], [], {}
         self.remember([""])
@@ -395,17 +400,19 @@ class TextConditionalTrainer:
     def train(self, num_epochs, max_steps=math.inf):
         for _ in range(num_epochs):
             done = len(self.of_this_epoch)
+            if hasattr(self.dataloader, "epoch"):
+                self.dataloader.epoch = self.epoch
             for images, labels in list(self.dataloader)[done:]:
                 if self.step >= max_steps:
                     return self.losses
                 loss = self.train_step(images, self.caption_fn(labels))
                 self.of_this_epoch.append(float(loss))
             self.losses.append(sum(self.of_this_epoch) / len(self.of_this_epoch))
-            self.of_this_epoch = []
+            self.of_this_epoch, self.epoch = [], self.epoch + 1
         return self.losses
 
     def save_checkpoint(self, path):
-        state = {name: getattr(self, name) for name in ("step", "losses", "of_this_epoch")}
+        state = {name: getattr(self, name) for name in ("step", "epoch", "losses", "of_this_epoch")}
         for name in ("model", "ema_model"):
             state[name] = getattr(self, name).state_dict()
         torch.save(state | {"moments": self.moments}, path)
