@@ -173,7 +173,7 @@ def test_a_block_is_its_residual_steps(make_model, kind, seed):
         assert not torch.equal(one, other), "two steps share their AdaLN"
 
 
-@pytest.mark.spec("ATTN-3", "ATTN-7", "DIT-2")
+@pytest.mark.spec("DIT-2")
 @kinds
 def test_the_attentions_of_a_block_are_those_of_chapter_5(make_model, kind):
     """Each against the loops, self-attention over all patches."""
