@@ -4,6 +4,7 @@ Read it from top to bottom: settings, load, picture, run. The equations are in f
 """
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +58,8 @@ def load(path, clip_weights=None):
     if path is None:
         raise UserError("no checkpoint in runs/: python train.py --demo makes one")
     device = flowclip.get_device()
-    model, meta = flowclip.load_checkpoint(path, device)
-    weights = clip_weights or meta["clip_weights"]
+    model, meta = flowclip.load_checkpoint(Path(path).expanduser(), device)
+    weights = os.path.expanduser(clip_weights or meta["clip_weights"])
     encoder = flowclip.CLIPTextEncoder(meta["clip"], weights, device)
     null = encoder("")[0][0, -1].cpu()
     if not torch.allclose(null, torch.tensor(meta["clip_null"]), atol=0.05):

@@ -615,7 +615,8 @@ def main():
         f"{len(captions)} captions like {captions[0]!r}\n"
         f"text: {config.clip}, weights {config.clip_weights!r}"
     )
-    encoder = flowclip.CLIPTextEncoder(config.clip, config.clip_weights, device)
+    weights = os.path.expanduser(config.clip_weights)
+    encoder = flowclip.CLIPTextEncoder(config.clip, weights, device)
 
     torch.manual_seed(config.seed)
     model = flowclip.TextConditionalDiT(

@@ -113,7 +113,9 @@ def pytest_runtest_makereport(item, call):
     if report.failed and statements_of(item) and item.config.getoption("tbstyle") == "auto":
         report.longrepr = lesson(item, call.excinfo.value)
     if report.when == "call" or report.outcome != "passed":
-        reason = report.longrepr[2].removeprefix("Skipped: ") if report.skipped else missing or ""
+        reason = missing or ""
+        if report.skipped and isinstance(report.longrepr, tuple):  # and no expected failure
+            reason = report.longrepr[2].removeprefix("Skipped: ")
         item.config.outcomes[item.nodeid] = statements_of(item), report.outcome, reason
     return report
 

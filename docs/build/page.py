@@ -102,6 +102,7 @@ def text_of(text):
     formula = r'\(?<span class="math inline">.*?</span>[.,;:?)]*'  # with its full stop
     page = re.sub(formula, r'<span class="whole">\g<0></span>', page)
     page = page.replace('href="README.md', 'href="index.html')
+    page = page.replace('href="../tests/slips/', 'href="slips/')
     page = re.sub(r'(href="[\w-]+)\.md', r"\1.html", page)
     page = re.sub(r'<a (href="[^"]*#([A-Z]+-\d+)")', r'<a data-names="\2" \1', page)
     return re.sub(r'<li>(\s*(?:<p>)?<strong>)<a data-names="(\S+)" href="[^"]*"', statement, page)
@@ -114,6 +115,7 @@ def style(name):
 def write_pages(folder):
     """Write it all, with the pictures, so that the folder may be moved or published."""
     shutil.copytree(DOCS / "images", folder / "images", dirs_exist_ok=True)
+    shutil.copytree(DOCS.parent / "tests/slips", folder / "slips", dirs_exist_ok=True)
     shutil.copy(DOCS / "tour.ipynb", folder)
     frame = Template((DOCS / "build/page.html").read_text())
     light, dark = map(style, ("vs", "github-dark"))
