@@ -232,7 +232,7 @@ def new_trainer(of_train):
 def images_of(step, B=8, scale=1.0):
     """-> images that differ from step to step, and their captions."""
     g = torch.Generator().manual_seed(step)
-    return scale * torch.randn(B, 3, 2, 2, generator=g), [CAPTIONS[n % 3] for n in range(B)]
+    return scale * torch.randn(B, 5, 2, 3, generator=g), [CAPTIONS[n % 3] for n in range(B)]
 
 
 SIZES = [1, 30, 0.1, 10, 0.01, 3]  # of the images: their gradients differ by factors of millions
@@ -342,8 +342,10 @@ def test_each_coin_is_its_own(new_trainer, p):
 @pytest.mark.spec("TRAIN-2")
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_the_number_of_lost_texts_is_chance_too(new_trainer, p):
-    """Not always the same share of a batch."""
+    """Not always the same share of a batch, and none lost or kept for sure."""
     lost, *_ = coins(new_trainer(TwoNumbers(), text_drop_prob=p), 20, 150)
+    deviation = math.sqrt(p * (1 - p) / 3000)
+    within_chance("the share of lost texts in batches of twenty", lost.mean(), p, deviation)
     expected = math.sqrt(20 * p * (1 - p))
     within_chance("the deviation of the number of lost texts in a batch of twenty",
                   lost.sum(1).std(), expected, expected / math.sqrt(298))  # fmt: skip
@@ -409,6 +411,18 @@ def test_the_same_seed_gives_the_same_losses(new_trainer, make_model):
         losses.append(list(trainer.train(2)))
     equal("the losses of the same seed", losses[1], losses[0])
     assert losses[0] != losses[2], f"another seed, the same losses {losses[0]}"
+
+
+@pytest.mark.spec("TRAIN-4")
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(new_trainer, make_model):
+    by_epochs, by_steps = (new_trainer(make_model(seed=1), small_batches()) for _ in range(2))
+    by_epochs.train(2)
+    losses = [
+        by_steps.train_step(images, [CAPTIONS[n] for n in labels.tolist()])
+        for _ in range(2) for images, labels in small_batches()
+    ]  # fmt: skip
+    means = [sum(float(loss) for loss in losses[n : n + 3]) / 3 for n in (0, 3)]
+    close("the losses of two epochs of three steps", by_epochs.losses, means)
 
 
 @pytest.mark.spec("TRAIN-4")

@@ -240,8 +240,9 @@ def test_a_scale_of_seven_and_a_half_unless_told(make_model):
 @pytest.mark.parametrize("enabled", [True, False])
 def test_gradients_are_on_afterwards_as_before(enabled):
     with torch.set_grad_enabled(enabled):
-        sample(Watched(1.0), "dog")
+        sample(model := Watched(1.0), "dog")
         assert torch.is_grad_enabled() == enabled, f"gradients were {enabled}, and no longer are"
+    assert model.answer.requires_grad, "a parameter no longer asks for a gradient"
 
 
 @pytest.mark.spec("SAMPLE-7")

@@ -154,6 +154,7 @@ def test_each_image_has_its_own_text_and_a_row_comes_first(of_train, tmp_path, m
         "old_boat/a": (10, "not read, as there is a row"), "old_boat/b": (10, "of b"),
         "old_boat/c": (10, None), "old_boat/f": (20, None), "axe/b": (30, None),
         "axe/a": (40, "of the other a"), "axe/d": (40, "of d"), "axe/old_boat": (50, None),
+        "old_boat/owl/a": (60, None),
     }  # fmt: skip
     for name, (grey, text) in files.items():
         write(tmp_path / f"{name}.png", grey)
@@ -163,6 +164,7 @@ def test_each_image_has_its_own_text_and_a_row_comes_first(of_train, tmp_path, m
     expected = sorted([
         (10, "a row, in quotes"), (10, "of b"), (10, "a photo of an old boat"), (20, "two"),
         (30, "a photo of an axe"), (40, "of the other a"), (40, "of d"), (50, "a photo of an axe"),
+        (60, "a photo of an owl"),
     ])  # fmt: skip
     assert found == expected, f"expected {expected}, found {found}"
 
