@@ -1,7 +1,7 @@
 """The course as a notebook: python docs/build/tour.py writes docs/tour.ipynb, with what it shows.
 
 The experiments of the chapters, in their order, then the main job: CIFAR-10 where a GPU is, else
-the demo's digits. Needs docs/requirements.txt, and runs for some minutes.
+the demo's digits. Needs docs/requirements-test.txt, and runs for some minutes.
 """
 
 import textwrap
