@@ -59,6 +59,12 @@ def follows_normal(name, sample, deviation=1.0):
     follows(name, unit * deviation, lambda u: torch.special.ndtr(u / deviation))
 
 
+def from_no_grid(name, sample):
+    """Nearly all numbers differ, as those of float32 do."""
+    count, different = sample.numel(), len(sample.unique())
+    assert different > 0.95 * count, f"{name}: {different} values in {count} draws, as of a grid"
+
+
 def unrelated(name, columns, to_first=False):
     """No two columns of a table [n, k] go together: correlations as small as chance makes them.
 

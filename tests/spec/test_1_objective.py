@@ -17,6 +17,7 @@ from tests.spec.compare import (
     equal,
     follows_normal,
     follows_uniform,
+    from_no_grid,
     unrelated,
     within_chance,
 )
@@ -79,10 +80,11 @@ def drawn(x0, **given):
 def test_noise_is_normal_and_its_own_everywhere():
     """At t = 1/2 from a black image, x_t is half the noise."""
     half = torch.full((2000,), 0.5)
-    x1 = 2 * drawn(torch.zeros(2000, 3, 2, 2), t=half)[0]
+    x1 = 2 * drawn(torch.zeros(2000, 5, 2, 3), t=half)[0]
     follows_normal("a number of x_1", x1)
+    from_no_grid("x_1", x1)
     unrelated("pixels of x_1", x1.flatten(1))
-    x1 = 2 * drawn(torch.zeros(20, 3, 32, 32), t=half[:20])[0]
+    x1 = 2 * drawn(torch.zeros(20, 5, 24, 32), t=half[:20])[0]
     unrelated("x_1 of two samples", x1.flatten(1).T)
 
 
@@ -90,8 +92,7 @@ def test_noise_is_normal_and_its_own_everywhere():
 def test_times_are_uniform_one_a_sample():
     xt, t = drawn(torch.zeros(4000, 1, 1, 2))
     follows_uniform("t", t, 0, 1)
-    different = len(t.unique())
-    assert different > 3900, f"{different} values among 4,000 times, not those of a grid expected"
+    from_no_grid("t", t)
     unrelated("t of one sample and the next", torch.stack([t[:-1], t[1:]], 1))
     unrelated("t and the signs of x_1", torch.stack([t, *xt.flatten(1).sign().T], 1))
 
@@ -270,14 +271,15 @@ def test_the_rate_and_the_decay_unless_given(new_trainer):
 def test_the_noise_and_the_times_of_training(new_trainer):
     """[FLOW-4]: from black images, x_t / t is the noise."""
     trainer = new_trainer(TwoNumbers())
-    trainer.train_step(torch.zeros(2000, 3, 2, 2), 2000 * ["dog"])
+    trainer.train_step(torch.zeros(2000, 5, 2, 3), 2000 * ["dog"])
     xt, t, *_ = trainer.model.given[-1]
     x1 = noise_of(torch.zeros(()), xt, t)
     follows_normal("a number of x_1", x1)
     follows_uniform("t", t, 0, 1)
+    from_no_grid("t", t)
     unrelated("t and the pixels of x_1", torch.cat([t[:, None], x1.flatten(1)], 1))
     unrelated("t of one sample and the next", torch.stack([t[:-1], t[1:]], 1))
-    trainer.train_step(torch.zeros(20, 3, 32, 32), 20 * ["dog"])
+    trainer.train_step(torch.zeros(20, 5, 24, 32), 20 * ["dog"])
     xt, t, *_ = trainer.model.given[-1]
     unrelated("x_1 of two samples", noise_of(torch.zeros(()), xt, t).flatten(1).T)
 
@@ -367,17 +369,23 @@ def test_clip_meets_each_caption_once(new_trainer):
 
 
 @pytest.mark.spec("TRAIN-3")
-@given(st.lists(st.sampled_from(CAPTIONS), min_size=1, max_size=6))
-def test_each_row_gets_the_real_tokens_of_its_caption(new_trainer, captions):
-    """Padded to the longest of them, or of these and the null text."""
+@given(st.lists(
+    st.lists(st.sampled_from([*CAPTIONS, "two cats", "a", "one red dog", "ship"]),
+             min_size=1, max_size=6), min_size=1, max_size=4,
+))  # fmt: skip
+def test_each_row_gets_the_real_tokens_of_its_caption(new_trainer, batches):
+    """Padded to the longest of a batch, or of that and the null text."""
     trainer = new_trainer(TwoNumbers(), text_drop_prob=0.0)
-    trainer.train_step(torch.zeros(len(captions), 3, 2, 2), captions)
-    _, _, context, mask = trainer.model.given[-1]
-    Z, real = draw.StandIn()(captions)
-    longest = int(real.sum(1).max())
-    assert context.shape[1] == longest, f"{context.shape[1]} tokens, the longest text has {longest}"
-    equal("the mask that the model is given", mask, real[:, :longest])
-    equal("the real tokens that the model is given", context[mask], Z[real])
+    for captions in batches:
+        trainer.train_step(torch.zeros(len(captions), 3, 2, 2), captions)
+        _, _, context, mask = trainer.model.given[-1]
+        Z, real = draw.StandIn()(captions)
+        longest, found = int(real.sum(1).max()), context.shape[1]
+        assert found == longest, f"{found} tokens, the longest text has {longest}"
+        equal("the mask that the model is given", mask, real[:, :longest])
+        equal("the real tokens that the model is given", context[mask], Z[real])
+    asked = sorted(trainer.text_encoder.asked)
+    assert asked == sorted({"", *sum(batches, [])}), f"CLIP was asked for {asked}"
 
 
 @pytest.mark.spec("TRAIN-4")
