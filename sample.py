@@ -43,6 +43,8 @@ def check(config):
     """UserError for what would show after the drawing, or never."""
     if min(config.n, config.steps, len(config.cfg)) < 1:
         raise UserError("--n, --steps and the number of --cfg begin at 1")
+    if not 0 <= config.seed < 2**63:
+        raise UserError(f"--seed is {config.seed}, expected 0 to below 2^63")
     if not all(abs(w) < 1e4 for w in config.cfg):
         raise UserError(f"--cfg {config.cfg}: expected numbers below 10,000")
     for path in filter(None, (config.out, config.attention)):

@@ -95,9 +95,12 @@ MAY_CHANGE = (  # when a run is resumed
 
 def check_numbers(config):
     """UserError for a number that would train nothing, or something else, in silence."""
-    for name in ("epochs", "batch_size", "max_steps", "save_every", "sample_every"):
+    at_least_1 = "epochs batch_size embed_dim depth heads patch_size max_steps save_every"
+    for name in [*at_least_1.split(), "sample_every"]:
         if not getattr(config, name) >= 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}, below 1")
+    if not 0 <= config.seed < 2**63:
+        raise UserError(f"--seed is {config.seed}, expected 0 to below 2^63")
     if not 0 <= config.text_drop <= 1:
         raise UserError(f"--text-drop is {config.text_drop}, expected 0 to 1")
     if config.embed_dim % 4 or config.embed_dim % config.heads:

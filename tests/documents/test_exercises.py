@@ -86,7 +86,7 @@ def verdicts(request, tmp_path_factory):
     chapters = sorted(map(str, (ROOT / "tests/spec").glob("test_*.py")))
     jobs = {}
     for item in request.session.items:
-        if "verdicts" in item.fixturenames:
+        if item.module is request.module and "verdicts" in item.fixturenames:
             asked = item.callspec.params
             code = asked.get("code") or CODE.replace(asked["old"], asked["new"])
             mine = tmp_path_factory.mktemp("exercise") / "mine.py"
