@@ -1,13 +1,32 @@
 """A copy of flowclip.py with one chapter to be written by you: python docs/build/blank.py ATTN
 
-Signatures and docstrings of the chapter stay, its bodies are emptied; all else is as it was.
-Write it to a file of yours: python docs/build/blank.py ATTN > mine.py
+Signatures and docstrings of the chapter stay, its bodies are emptied; all else is as it was. Write
+it to a file of yours: python docs/build/blank.py ATTN > mine.py. Several may be named: TRAIN SAMPLE
+empties chapters 1 and 2, and the training step of train.py is there, too, for you to write.
 """
 
 import ast
 import sys
 
 from statements import CODE, read_sections, read_statements
+
+STEP = '''
+
+# The trainer of train.py, and its step (docs/1-objective.md) to be written by you.
+import train  # noqa: E402
+from train import Batches, Config, load_data, seeded  # noqa: E402, F401
+
+
+class TextConditionalTrainer(train.TextConditionalTrainer):
+    def train_step(self, images, captions):
+        """One step of AdamW and of the average, on x0 [B, C, H, W] and B captions -> the loss.
+
+        There are self.model, ema_model, optimizer, device, step (0, 1, ...), seed, lr, warmup,
+        cooldown, total_steps, ema, text_drop_prob; self.context_of(captions) -> Z, mask;
+        self.start_at_mean(images); seeded(device, seed, step, 1), a generator.
+        """
+        raise NotImplementedError
+'''
 
 
 def chapter_of(part):
@@ -27,20 +46,22 @@ def functions(tree):
             yield from functions(node)
 
 
-def blank(part):
+def blank(*parts):
     code = CODE["flowclip.py"]
-    lines, section = code.splitlines(), read_sections()[chapter_of(part)]
+    lines, sections = code.splitlines(), read_sections()
+    emptied = {line for part in parts for line in sections[chapter_of(part)]}
     for function in reversed(list(functions(ast.parse(code)))):
-        if function.lineno in section:
+        if function.lineno in emptied:
             begin = function.body[0].lineno - 1
             if ast.get_docstring(function):
                 begin = function.body[0].end_lineno
             indent = " " * function.body[0].col_offset
             lines[begin : function.end_lineno] = [f"{indent}raise NotImplementedError"]
-    return "\n".join(lines) + "\n"
+    step = STEP if any(part.startswith("TRAIN") for part in parts) else ""
+    return "\n".join(lines) + "\n" + step
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) < 2:
         raise SystemExit(__doc__.splitlines()[0])
-    print(blank(sys.argv[1]), end="")
+    print(blank(*sys.argv[1:]), end="")

@@ -155,7 +155,7 @@ def read_flags(path):
     elif hasattr(module, "parse_args"):
         module.parse_args()
     elif path == "docs/build/blank.py":
-        module.blank(sys.argv[1])
+        module.blank(*sys.argv[1 : sys.argv.index(">")])
     else:
         assert sys.argv[1:] == [], f"{path} takes no flag"
 

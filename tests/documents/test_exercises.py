@@ -2,6 +2,7 @@
 
 Break: the change is made, and what fails is what the answer says. Predict: the code prints what the
 answer says. Write: the answer's code, in place of flowclip.py's own, holds its part of the spec.
+Remember: the answer's code, in the blank that the question names, holds its parts.
 """
 
 import contextlib
@@ -11,7 +12,8 @@ import textwrap
 
 import pytest
 import torch
-from statements import CHAPTERS, NAME, ROOT, read_statements
+from blank import blank
+from statements import CHAPTERS, DOCS, NAME, ROOT, read_statements
 
 from tests.documents import several
 
@@ -35,31 +37,41 @@ def block(text):
     return textwrap.dedent("\n".join(lines)).strip()
 
 
-def spec_of(text):
-    return re.findall(r"`pytest --impl=mine.py --spec (\w+)`", " ".join(text.split()))[-1]
+def specs_of(text):
+    return re.findall(r"`pytest --impl=mine.py --spec (\w+)`", " ".join(text.split()))
+
+
+def exercises_of(kind):
+    """-> the chapter, the question and the answer of each."""
+    for path in sorted(DOCS.glob("[1-8]-*.md")):
+        if kind in exercises(path):
+            yield path, *exercises(path)[kind]
 
 
 def breaks():
     """-> new code, old code, --spec and the answer's statements of each that changes a line."""
-    for path in CHAPTERS:
-        question, answer = exercises(path)["Break"]
+    for path, question, answer in exercises_of("Break"):
         change = re.search(
             r"put `([^`]+)` in place of `([^`]+)`", " ".join(question.split())
         ).groups()
         statements = set(re.findall(NAME, answer.split(".")[0]))
-        yield pytest.param(*change, spec_of(question), statements, id=path.stem)
+        yield pytest.param(*change, *specs_of(question), statements, id=path.stem)
 
 
 def answers_in_code():
     """-> a whole file, in which the code of the answer is the last word, and --spec."""
-    for path in CHAPTERS:
-        question, answer = exercises(path)["Write"]
-        yield pytest.param(f"{CODE}\n\n{block(answer)}\n", spec_of(question + answer), id=path.stem)
+    for path, question, answer in exercises_of("Write"):
+        part = specs_of(question + answer)[-1]
+        yield pytest.param(f"{CODE}\n\n{block(answer)}\n", part, id=path.stem)
+    for _, question, answer in exercises_of("Remember"):
+        emptied = re.search(r"blank.py ([A-Z ]+) >", question)[1].split()
+        for part in specs_of(question):
+            yield pytest.param(f"{blank(*emptied)}\n\n{block(answer)}\n", part, id=part)
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_each_chapter_has_an_exercise_of_each_kind(path):
-    assert tuple(exercises(path)) == KINDS
+    assert tuple(exercises(path))[:4] == KINDS
     question, answer = exercises(path)["Write"]
     assert "python docs/build/blank.py" in question and block(answer), path.name
 
@@ -70,10 +82,9 @@ def test_what_an_exercise_changes_is_there(new, old, part, answer):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path, question, answer", list(exercises_of("Predict")))
 @pytest.mark.filterwarnings("ignore:this CLIP text tower")
-def test_what_is_predicted_is_what_is_printed(path):
-    question, answer = exercises(path)["Predict"]
+def test_what_is_predicted_is_what_is_printed(path, question, answer):
     torch.manual_seed(0)
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
@@ -83,7 +94,7 @@ def test_what_is_predicted_is_what_is_printed(path):
 
 @pytest.fixture(scope="module")
 def verdicts(request, tmp_path_factory):
-    """{code: (what fails, pytest's output)} of the exercises that are asked for."""
+    """{(code, part): (what fails, pytest's output)} of the exercises that are asked for."""
     chapter_of = {name.split("-")[0]: chapter for name, chapter in read_statements().items()}
     jobs = {}
     for item in request.session.items:
@@ -94,23 +105,23 @@ def verdicts(request, tmp_path_factory):
             mine.write_text(code)
             profile = "brief" if "old" in asked else "few"
             tests = f"tests/spec/test_{chapter_of[asked['part']].replace('-', '_')}.py"
-            jobs[code] = profile, [f"--impl={mine}", "--spec", asked["part"], tests]
+            jobs[code, asked["part"]] = profile, [f"--impl={mine}", "--spec", asked["part"], tests]
     found = {}
-    for code, (_, out, _) in several.start(jobs)().items():
+    for job, (_, out, _) in several.start(jobs)().items():
         failed = " ".join(re.findall(r"^ +fail: (.*)", out, re.M)).split()
-        found[code] = set(failed), out
+        found[job] = set(failed), out
     return found
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("new, old, part, answer", list(breaks()))
 def test_what_fails_is_what_the_answer_says(new, old, part, answer, verdicts):
-    failed, output = verdicts[CODE.replace(old, new)]
+    failed, output = verdicts[CODE.replace(old, new), part]
     assert failed == answer, output[-2000:]
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("code, part", list(answers_in_code()))
 def test_what_an_answer_writes_holds_its_part(code, part, verdicts):
-    failed, output = verdicts[code]
+    failed, output = verdicts[code, part]
     assert not failed and " passed" in output, output[-2000:]

@@ -150,6 +150,7 @@ def test_mistakes_of_the_command_line(judged_runs):
     ("CLIP", "trim_context", "CrossAttention"),
     ("POS-2", "patchify", "make_captions"),
     ("SAMPLE", "integrate", "check_shape"),
+    ("TRAIN", "TextConditionalTrainer", "integrate"),
 ])  # fmt: skip
 def test_a_blank_keeps_all_but_the_bodies_of_its_chapter(part, emptied, kept):
     blank = [sys.executable, "docs/build/blank.py", part]
@@ -158,7 +159,7 @@ def test_a_blank_keeps_all_but_the_bodies_of_its_chapter(part, emptied, kept):
     compile(text, "blank", "exec")
 
     def definition(name, text):
-        return re.search(rf"^(?:def|class) {name}\b.*?(?=^\S)", text, re.M | re.S)[0]
+        return re.search(rf"^(?:def|class) {name}\b.*?(?=^\S|\Z)", text, re.M | re.S)[0]
 
     assert definition(kept, text) == definition(kept, code)
     body = definition(emptied, text)
