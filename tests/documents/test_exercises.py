@@ -2,7 +2,7 @@
 
 Break: the change is made, and what fails is what the answer says. Predict: the code prints what the
 answer says. Write: the answer's code, in place of flowclip.py's own, holds its part of the spec.
-Remember: the answer's code, in the blank that the question names, holds its parts.
+Remember: the answer's code and that of chapter 2's Write, in the blank, hold their parts.
 """
 
 import contextlib
@@ -64,9 +64,10 @@ def answers_in_code():
         part = specs_of(question + answer)[-1]
         yield pytest.param(f"{CODE}\n\n{block(answer)}\n", part, id=path.stem)
     for _, question, answer in exercises_of("Remember"):
-        emptied = re.search(r"blank.py ([A-Z ]+) >", question)[1].split()
+        emptied = blank(*re.search(r"blank.py ([A-Z ]+) >", question)[1].split())
+        solvers = block(exercises(DOCS / "2-sampling.md")["Write"][1])
         for part in specs_of(question):
-            yield pytest.param(f"{blank(*emptied)}\n\n{block(answer)}\n", part, id=part)
+            yield pytest.param(f"{emptied}\n\n{solvers}\n\n{block(answer)}\n", part, id=part)
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
