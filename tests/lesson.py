@@ -17,7 +17,7 @@ def fraction(found):
 
 INNER = r"\{((?:[^{}]|\{[^{}]*\})*)\}"
 PLAIN = [  # LaTeX, and what a terminal shows in its place
-    (r"\$", ""),
+    (r"\$|^★ ", ""),
     (rf"\\(?:text|mathcal){INNER}", r"\1"),
     (rf"\\sqrt{INNER}", r"sqrt(\1)"),
     (rf"\\frac{INNER}{INNER}", fraction),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
-from statements import NAME, ROOT, read_statements
+from statements import CHAPTERS, NAME, ROOT, read_statements
 
 import flowclip
 import train
@@ -54,6 +54,28 @@ def test_numbers_are_counted_without_a_gap():
         numbers.setdefault(prefix, []).append(int(number))
     for prefix, counted in numbers.items():
         assert sorted(counted) == list(range(1, len(counted) + 1)), prefix
+
+
+def numbers_in(text):
+    """{FLOW: [1, 2, ...]} of the statements that stand in a text."""
+    found = {}
+    for prefix, number in re.findall(r"^- \*\*\[([A-Z]+)-(\d+)\]\*\*", text, re.M):
+        found.setdefault(prefix, []).append(int(number))
+    return found
+
+
+def test_the_core_is_in_view_and_what_is_folded_stands_in_order():
+    """So does what is in view; docs/README.md says how many statements have a star."""
+    stars = 0
+    for path in CHAPTERS:
+        before, rest = path.read_text().split("<details><summary>What an implementation must also")
+        folded, after = rest.split("</details>", 1)
+        for text in (before + after, folded):
+            assert all(numbers == sorted(numbers) for numbers in numbers_in(text).values()), path
+        assert numbers_in(folded) and "★" not in folded, path.name
+        stars += len(re.findall(rf"^- \*\*\[{NAME}\]\*\* ★ ", before + after, re.M))
+    page = (ROOT / "docs/README.md").read_text()
+    assert f"the {stars} of {len(read_statements())} that carry the idea" in " ".join(page.split())
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
