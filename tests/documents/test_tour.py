@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from statements import DOCS, ROOT
 
-from tests.conftest import ROOT
 from tests.documents.test_docs import EXAMPLES, split_example
 
-NOTEBOOK = ROOT / "docs/tour.ipynb"
+NOTEBOOK = DOCS / "tour.ipynb"
+PICTURES = 13
 
 
 @pytest.fixture
@@ -53,11 +54,23 @@ def test_the_notebook_prints_what_the_chapter_says(path):
 
 def test_the_notebook_is_small_and_shows_its_pictures():
     text = NOTEBOOK.read_text()
-    assert pictures(json.loads(text)) == 5 and len(text) < 300_000
+    assert pictures(json.loads(text)) == PICTURES and len(text) < 400_000
+
+
+def test_links_and_the_badge_lead_to_one_address(tour):
+    """On Colab nothing lies beside the notebook: links are whole, and what they name is here."""
+    folder = f"{tour.ADDRESS}/blob/main/docs/"
+    prose = [cell.source for cell in tour.make_notebook().cells if cell.cell_type == "markdown"]
+    targets = re.findall(r"\]\(([^)#]+)", "".join(prose))
+    assert len(targets) > 15
+    for target in targets:
+        assert target.startswith(folder) and (DOCS / target.removeprefix(folder)).exists(), target
+    badge = f"{folder}tour.ipynb".replace("github.com", "colab.research.google.com/github", 1)
+    assert f"]({badge})" in (ROOT / "README.md").read_text()
 
 
 def test_no_chapter_takes_a_name_of_the_opening(tour):
-    """The chapters' cells run alone in test_docs.py; what stands before and after them, below."""
+    """In test_docs.py the chapters' cells run alone."""
     cells = [cell.source for cell in tour.make_notebook().cells if cell.cell_type == "code"]
     opening = next(source for source in cells if "import flowclip" in source)
     for path in EXAMPLES:
@@ -67,7 +80,7 @@ def test_no_chapter_takes_a_name_of_the_opening(tour):
 
 
 @pytest.mark.heavy
-def test_the_main_job_of_the_notebook_runs_in_a_clean_folder(tour, tmp_path, monkeypatch):
+def test_the_notebook_runs_in_a_clean_folder(tour, tmp_path, monkeypatch):
     """Without an error; of the demo only thirty steps."""
     for name in ("flowclip.py", "train.py", "sample.py"):
         shutil.copy(ROOT / name, tmp_path)
@@ -76,11 +89,9 @@ def test_the_main_job_of_the_notebook_runs_in_a_clean_folder(tour, tmp_path, mon
     programs = Path(sys.executable).parent  # "!python" shall be this one
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     notebook = tour.make_notebook()
-    chapters = [split_example(path)[0].strip() for path in EXAMPLES]
-    notebook.cells = [cell for cell in notebook.cells if cell.source.strip() not in chapters]
     [switch] = [cell for cell in notebook.cells if cell.source.startswith("import torch\nSMALL = ")]
     switch.source = switch.source.replace("not torch.cuda.is_available()", "True")
     switch.source = switch.source.replace('"--demo"', '"--demo --max-steps 30"')
     tour.run(notebook, tmp_path / "docs")
-    assert pictures(notebook) == 5
+    assert pictures(notebook) == PICTURES
     assert (tmp_path / "runs/demo/metrics.csv").read_text().splitlines()[-1].startswith("30,")
