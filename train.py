@@ -112,7 +112,7 @@ def blame(what):
     try:
         yield
     except Exception as error:
-        raise UserError(f"{what}: {error}") from None
+        raise UserError(f"{what}: {error!s:.300}") from None
 
 
 def say(text):
