@@ -50,7 +50,7 @@ def draw(model, encoder, meta, captions, cfg, steps, seed):
         yield flowclip.denormalize_images(x)
 
 
-def main():
+def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("checkpoint", type=Path)
@@ -58,8 +58,11 @@ def main():
     add("--cfg", type=float, nargs="+", default=[1.0], metavar="W", help="guidance scales (1)")
     add("--steps", type=int, default=50, metavar="N", help="Euler steps (50)")
     add("--seed", type=int, default=0, metavar="N", help="of the noise (0)")
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main():
+    args = parse_args()
     metric = make_metric()
     run = flowclip.read_checkpoint(args.checkpoint)["training"]["run"]
     images, labels, captions = train.load_data(run["data"], run["img_size"], run["patch_size"])
