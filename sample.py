@@ -44,8 +44,10 @@ def check(config):
         raise UserError("--n, --steps and the number of --cfg begin at 1")
     if not all(abs(w) < 1e4 for w in config.cfg):
         raise UserError(f"--cfg {config.cfg}: expected numbers below 10,000")
+    if config.attention == config.out:
+        raise UserError(f"--out and --attention are both {config.out}")
     for path in config.out, config.attention or config.out:
-        if path.suffix not in (".png", ".jpg", ".pdf", ".svg"):
+        if path.suffix not in (".png", ".jpg", ".pdf", ".svg") or path.is_dir():
             raise UserError(f"--out or --attention {path}: expected a name like {path.stem}.png")
 
 

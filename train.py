@@ -112,7 +112,7 @@ def blame(what):
     try:
         yield
     except Exception as error:
-        raise UserError(f"{what}: {error}") from None
+        raise UserError(f"{what}: {error!s:.300}") from None
 
 
 def say(text):
@@ -510,7 +510,7 @@ class TextConditionalTrainer:
             "captions": list(filter(None, self.tokens)),
             "epoch": self.epoch, "step": self.step, "losses": self.losses,
         }  # fmt: skip
-        state = "step epoch losses epoch_losses recent rows"  # what a resumed run begins with
+        state = "step epoch losses epoch_losses recent rows tokens"  # what resume() takes up
         training = {
             "state": {name: getattr(self, name) for name in state.split()},
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
@@ -541,6 +541,7 @@ class TextConditionalTrainer:
         self.model.load_state_dict(training["model"])
         self.optimizer.load_state_dict(training["optimizer"])
         vars(self).update(training["state"])
+        self.tokens = {caption: Z.cpu() for caption, Z in self.tokens.items()}
         say(f"--resume: {self.step} steps are done")
 
 
@@ -590,7 +591,8 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / "in-use.lock")  # the system's: it ends with the process
     if not rank:
-        lock.acquire(blocking=False)  # OSError if another run writes here
+        with blame(f"{out} is in use by another run"):
+            lock.acquire(blocking=False)
     exists = checkpoint.exists()
     if exists and config.resume == config.overwrite:
         raise UserError(f"{checkpoint} exists: --resume goes on from it, --overwrite starts anew")
@@ -615,16 +617,15 @@ def main():
         config.precision, config.seed, None if rank else out / "metrics.csv",
         steps, config.cooldown * steps,
     )  # fmt: skip
-    # before the first step, in one order: what shares a call is rounded alike [TRAIN-7]
-    bar = tqdm(captions, "captions", leave=False, disable=None)
-    for part in torch.utils.data.BatchSampler(bar, 256, False):
-        trainer.context_of(part)
     if config.compile:
         flowclip.compile_blocks(model)
     settings = {"images": count, "captions": captions} | vars(config) | model.config
     del settings["resume"]  # it is no setting of the run
     if config.resume and exists:
         trainer.resume(checkpoint, **settings)
+    bar = tqdm(captions, "captions", leave=False, disable=None)
+    for part in torch.utils.data.BatchSampler(bar, 256, False):
+        trainer.context_of(part)  # before the first step, so that no step waits
 
     def stop(number, frame):
         trainer.stop_signal = number

@@ -179,7 +179,7 @@ go](1-objective.md#the-exact-model)).
     Image(f"{run}/loss.png")
 
 Two prompts, one noise, four guidance scales ([chapter 3](3-guidance.md)). At $w = 0$ the prompt is
-not read. At 1 it is read, but a quarter to three quarters of our draws missed it. Above 1 it is
+not read. At 1 it is read, but a fifth to three quarters of our draws missed it. Above 1 it is
 exaggerated.
 
     !python sample.py "{one}" "{other}" --cfg 0 1 3 7.5 \

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
+from PIL import Image
 from statements import CHAPTERS, NAME, ROOT, read_statements
 
 import flowclip
@@ -218,6 +219,25 @@ def test_the_python_of_the_readme_runs(make_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(textwrap.dedent(block), given | {"train": train, "flowclip": flowclip})
     assert flowclip.load_checkpoint("mine.pt")[1]["step"] == 30
+
+
+def test_a_new_run_begins_with_old_weights(make_model, small_encoder, tmp_path, monkeypatch):
+    """The code of checkpoints.md, on 64 small pictures that it did not see before."""
+    text = (ROOT / "docs/checkpoints.md").read_text().split("## A new run from old weights")[1]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(flowclip, "CLIPTextEncoder", lambda *_: small_encoder)
+    Path("runs/old").mkdir(parents=True)
+    old = train.TextConditionalTrainer(
+        flowclip.TextConditionalDiT(8, 4, 3, 16, 1, 2, context_dim=small_encoder.embed_dim),
+        small_encoder, [(torch.zeros(2, 3, 8, 8), [0, 1])], lambda labels: ["a", "b"],
+    )  # fmt: skip
+    old.train(1)
+    old.save_checkpoint("runs/old/checkpoint.pt")
+    Path("my-pictures").mkdir()
+    for n in range(64):
+        Image.new("RGB", (8, 8), (n, n, n)).save(f"my-pictures/{n}.png")
+    exec(textwrap.dedent(re.search(r"(?:^    .*\n)+", text, re.M)[0]), {})
+    assert flowclip.load_checkpoint("runs/new.pt")[1]["step"] == 3
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

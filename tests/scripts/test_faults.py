@@ -54,6 +54,16 @@ def test_the_real_tokens_are_those_of_the_mask(make_model, encoder):
     assert torch.equal(context[mask], expected_Z[expected_mask.bool()])
 
 
+def test_a_resumed_run_encodes_no_caption_again(make_model, tmp_path):
+    begun = make_trainer(make_model())
+    before = [*begun.context_of(DOG)]
+    begun.save_checkpoint(tmp_path / "c.pt")
+    encoder = draw.StandIn()
+    resumed = make_trainer(make_model(), encoder)
+    resumed.resume(tmp_path / "c.pt")
+    assert all(map(torch.equal, resumed.context_of(DOG), before)) and encoder.asked == [""]
+
+
 def test_attention_takes_a_mask_of_integers():
     attention = flowclip.CrossAttention(8, 4, 2)
     x, Z = torch.randn(2, 3, 8), torch.randn(2, 5, 4)
