@@ -1,6 +1,7 @@
 """What a learner reads: a red statement in words, and the table at the end of a run."""
 
 import re
+import sys
 import textwrap
 import traceback
 from collections import defaultdict
@@ -51,6 +52,22 @@ def what_is_missing(error):
     """-> the name that the judged file lacks, or None."""
     found = re.match(r"module '(?:flowclip|judged)' has no attribute '(\w+)'", str(error))
     return found and found[1]
+
+
+def departure(item, error):
+    """An adapter of another project declares what it does otherwise: -> that, or what it lacks.
+
+    It defines DEPARTS = {"TIME-1": "sines first"}. What has no place in the project is no name
+    of the adapter, or a NotImplementedError that says why.
+    """
+    declared = getattr(sys.modules.get("judged"), "DEPARTS", None)
+    if declared is None:
+        return None  # a learner's file
+    if missing := what_is_missing(error):
+        return f"has not: {missing}"
+    if isinstance(error, NotImplementedError):
+        return f"has not: {error}"
+    return next((f"departs: {declared[n]}" for n in statements_of(item) if n in declared), None)
 
 
 def what_was_wrong(error, file):
@@ -105,27 +122,45 @@ def write_table(terminalreporter, config):
     terminalreporter.section(
         f"the spec of {Path(config.getoption('--impl') or 'flowclip.py').name}"
     )
-    names = "chapter", "statements", "hold", "fail", "skipped", "not run", "tests"
+    names = ["chapter", "statements", "hold", "fail", "skipped", "not run", "tests"]
     table = "{:<14}{:>11}{:>7}{:>7}{:>9}{:>9}{:>7}"
+    is_adapter = hasattr(sys.modules.get("judged"), "DEPARTS")
+    if is_adapter:
+        names[4:5] = "departs", "has not"
+        table = "{:<14}{:>11}{:>7}{:>7}{:>9}{:>9}{:>9}{:>7}"
     write(table.format(*names))
     for chapter in dict.fromkeys(statements.values()):
         names = [name for name, place in statements.items() if place == chapter]
         outcomes = {name: {outcome for outcome, _ in seen[name]} for name in names}
         failed = [name for name in names if "failed" in outcomes[name]]
-        held = [name for name in names if name not in failed and "passed" in outcomes[name]]
-        skipped = [name for name in names if outcomes[name] == {"skipped"}]
+        departs = [
+            name
+            for name in names
+            if name not in failed and any(said.startswith("departs: ") for _, said in seen[name])
+        ]
+        held = [
+            name for name in names if name not in failed + departs and "passed" in outcomes[name]
+        ]
+        skipped = [name for name in names if name in departs or outcomes[name] == {"skipped"}]
         tests = sum(
             any(statements.get(name) == chapter for name in guarded)
             for guarded, _, _ in config.outcomes.values()
         )
         rest = len(names) - len(failed) - len(held) - len(skipped)
-        line = table.format(chapter, len(names), len(held), len(failed), len(skipped), rest, tests)
+        counts = [len(names), len(held), len(failed), len(skipped), rest, tests]
+        if is_adapter:
+            counts[3:4] = len(departs), len(skipped) - len(departs)
+        line = table.format(chapter, *counts)
         write(line, green=bool(held) and not failed, red=bool(failed))
         if failed:
             write(f"    fail: {' '.join(failed)}", red=True)
-        for reason in dict.fromkeys(seen[name][0][1] for name in skipped):
-            alike = [name for name in skipped if seen[name][0][1] == reason]
-            write(f"    skipped: {' '.join(alike)}, {reason}")
+        reasons = {
+            name: next(said for outcome, said in seen[name] if outcome == "skipped")
+            for name in skipped
+        }
+        for reason in dict.fromkeys(reasons.values()):
+            alike = [name for name in skipped if reasons[name] == reason]
+            write(f"    {'' if is_adapter else 'skipped: '}{' '.join(alike)}, {reason}")
         lacks = {reason for name in failed for outcome, reason in seen[name] if outcome == "failed"}
         if lacks - {""}:
             write(f"    not there: {', '.join(sorted(lacks - {''}))}")
