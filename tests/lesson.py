@@ -65,9 +65,10 @@ def departure(item, error):
         return None  # a learner's file
     if missing := what_is_missing(error):
         return f"has not: {missing}"
-    if isinstance(error, NotImplementedError):
-        return f"has not: {error}"
-    return next((f"departs: {declared[n]}" for n in statements_of(item) if n in declared), None)
+    for name in statements_of(item):
+        if name in declared:
+            return f"departs: {declared[name]}"
+    return f"has not: {error}" if isinstance(error, NotImplementedError) else None
 
 
 def what_was_wrong(error, file):

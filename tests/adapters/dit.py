@@ -15,6 +15,7 @@ checkout()
 import models  # noqa: E402
 
 DEPARTS = {
+    "CFG-1": "three channels are guided, the others not: for reproducibility, as it says itself",
     "POS-1": "the column before the row, sines before cosines",
     "DIT-1": "SiLU before the linear layer, the shift before the scale, an epsilon of 1e-6",
     "CFG-2": "both answers for every scale",

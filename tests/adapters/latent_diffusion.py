@@ -1,4 +1,4 @@
-"""apapiu/transformer_latent_diffusion by our names: guidance, the way back from patches, time.
+"""apapiu/transformer_latent_diffusion by our names: guidance and time.
 
 ADAPT=../transformer_latent_diffusion pytest --impl=tests/adapters/latent_diffusion.py
 """

@@ -20,6 +20,7 @@ DEPARTS = {
     "CFG-2": "both answers for every scale",
     "DIT-1": "SiLU before the linear layer, the shift before the scale, an epsilon of 1e-6",
     "PATCH-1": "inside a patch channels, rows, columns",
+    "PATCH-2": "the way back has rows, columns, channels: a learned layer stands on either side",
     "TIME-2": "times in float64 stay so",
 }
 

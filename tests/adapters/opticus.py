@@ -2,8 +2,8 @@
 
 ADAPT=../opticus pytest --impl=tests/adapters/opticus.py
 
-Not here: its CLIPTextEncoder, whose weights are downloaded, and its trainer, whose step is no
-function of its own.
+Not connected: its CLIPTextEncoder, whose weights are downloaded, and its trainer, whose step and
+whose dropping of texts are no functions of their own.
 """
 
 import math
@@ -18,10 +18,16 @@ checkout()
 from text_to_image import dit, flow, sampling, train  # noqa: E402
 from text_to_image.text_encoder import make_cifar10_captions  # noqa: E402, F401
 
+sampling.tqdm = lambda steps, **_: steps  # no bars between the lines of pytest
+
 DEPARTS = {
     "POS-1": "sines before cosines, and the slowest of them has a wavelength of 2 pi 10,000",
     "SAMPLE-4": "noise of torch.randn alone, without a generator",
     "SAMPLE-6": "the state stays in the type in which it came",
+    "CFG-2": "both answers for every scale",
+    "CFG-3": "two passes",
+    "CFG-4": "one scale for all samples",
+    "DATA-3": "a label above 9 is an IndexError, -1 the last class, as Python's lists have it",
     "SAMPLE-7": "the model is in eval mode afterwards",
     "TIME-2": "times in float64 stay so",
     "DIT-7": "the linear layers of AdaLN and on Z begin as the others do",
@@ -34,9 +40,16 @@ def interpolate(x0, x1, t):
 
 
 def flow_matching_loss(model, x0, context, mask, *, x1=None, t=None):
-    its = SimpleNamespace(model=model)
+    """x0 as [B, C, H, W], since it knows no other shape."""
+    shape, full = x0.shape, (*x0.shape, 1, 1, 1)[: max(4, x0.ndim)]
+    its = SimpleNamespace(
+        model=lambda xt, t, *text: model(xt.reshape(shape), t, *text).reshape(full)
+    )
+    x1 = None if x1 is None else x1.reshape(full)
     with drawn(train, randn_like=x1, rand=t):
-        return train.TextConditionalTrainer._get_text_conditional_loss(its, x0, context, mask)
+        return train.TextConditionalTrainer._get_text_conditional_loss(
+            its, x0.reshape(full), context, mask
+        )
 
 
 # ---- 2. Sampling ----
@@ -59,10 +72,25 @@ def sample_text_conditional(
 ):  # fmt: skip
     if generator or solver != "euler":
         raise NotImplementedError("a generator, or another solver")
+    if torch.is_tensor(cfg_scale):
+        assume(False)  # one scale for all samples
     with drawn(sampling, randn=noise):
         return sampling.sample_text_conditional(
             model, text_encoder, prompts, image_shape, num_steps, cfg_scale, device
         )
+
+
+# ---- 3. Guidance ----
+def cfg_velocity(model, x, t, context, mask, null_context, null_mask, cfg_scale):
+    """x less the end of one step of length 1 from there, sample by sample, at the time t."""
+    scales, ends = torch.as_tensor(cfg_scale).expand(len(x)).tolist(), []
+    for b in range(len(x)):
+        texts = {"text": (context[b : b + 1], mask[b : b + 1]), "": (null_context, null_mask)}
+        with drawn(sampling, randn=x[b : b + 1], linspace=t[b : b + 1]):
+            ends.append(sampling.sample_text_conditional(
+                Calls(model), lambda prompts: texts[prompts[0]], "text", x.shape[1:], 1, scales[b]
+            ))  # fmt: skip
+    return x - torch.cat(ends)
 
 
 # ---- 5. Cross-attention ----
@@ -82,6 +110,14 @@ class SelfAttention(torch.nn.MultiheadAttention):
     def forward(self, q, k, v=None):
         answer = super().forward(q, k, k)
         return answer if v is not None else answer[0]
+
+    def linear(self, part):
+        weight, bias = self.in_proj_weight.chunk(3)[part], self.in_proj_bias.chunk(3)[part]
+        return SimpleNamespace(weight=weight, bias=bias)
+
+    q_proj = property(lambda self: self.linear(0))
+    k_proj = property(lambda self: self.linear(1))
+    v_proj = property(lambda self: self.linear(2))
 
 
 # ---- 6. The transformer ----
@@ -106,7 +142,8 @@ def position_embedding_2d(dim, grid):
 
 
 def timestep_embedding(t, dim):
-    assume(dim > 2)  # where it would divide by zero
+    if dim == 2:
+        assume(False)  # where it would divide by zero
     embed = dit.TimestepEmbedding(dim)
     embed.mlp = torch.nn.Identity()
     return embed(t)
