@@ -1,10 +1,10 @@
 """What a learner reads: a red statement in words, and the table at the end of a run."""
 
+import json
 import re
 import sys
 import textwrap
 import traceback
-from collections import defaultdict
 from pathlib import Path
 
 from statements import CHAPTERS, ROOT, read_statements
@@ -48,21 +48,30 @@ def statements_of(item):
     return [name for mark in item.iter_markers("spec") for name in mark.args]
 
 
+def judged_file(config):
+    return Path(config.getoption("--impl") or ROOT / "flowclip.py").resolve()
+
+
 def what_is_missing(error):
     """-> the name that the judged file lacks, or None."""
     found = re.match(r"module '(?:flowclip|judged)' has no attribute '(\w+)'", str(error))
     return found and found[1]
 
 
-def departure(item, error):
-    """An adapter of another project declares what it does otherwise: -> that, or what it lacks.
+def departures():
+    """What an adapter of another project declares: DEPARTS = {"TIME-1": "sines first"}, or None."""
+    return getattr(sys.modules.get("judged"), "DEPARTS", None)
 
-    It defines DEPARTS = {"TIME-1": "sines first"}. What has no place in the project is no name
-    of the adapter, or a NotImplementedError that says why.
+
+def departure(item, error):
+    """-> what a project does otherwise, or has not, of a test that is red with its adapter.
+
+    What has no place in the project is no name of the adapter, or a NotImplementedError that says
+    why. A learner's file declares nothing: -> None.
     """
-    declared = getattr(sys.modules.get("judged"), "DEPARTS", None)
+    declared = departures()
     if declared is None:
-        return None  # a learner's file
+        return None
     if missing := what_is_missing(error):
         return f"has not: {missing}"
     for name in statements_of(item):
@@ -93,7 +102,7 @@ def drawn_values(error, fixtures):
 
 def lesson(item, error):
     """What a learner reads when a test is red: the sentence, the first place that differs."""
-    file = Path(item.config.getoption("--impl") or ROOT / "flowclip.py").resolve()
+    file = judged_file(item.config)
     if missing := what_is_missing(error):
         return f"{', '.join(statements_of(item))}: {file.name} has no `{missing}`"
     if isinstance(error, NotImplementedError):
@@ -112,56 +121,78 @@ def lesson(item, error):
     return "\n".join([*lines, f"{path}:{line + 1}, {item.name} (--tb=short shows more)"])
 
 
-# ---- The table at the end ------------------------------------------------------------------------
+# ---- The verdicts, the report and the table ------------------------------------------------------
+def judge(item, report, error):
+    """-> the verdict of one test, and what is said of it."""
+    if report.passed:
+        return "holds", ""
+    if report.failed:
+        if missing := what_is_missing(error):
+            return "fails", f"no `{missing}`"
+        return "fails", " ".join(what_was_wrong(error, judged_file(item.config)))
+    said = ""
+    if isinstance(report.longrepr, tuple):  # and no expected failure
+        said = report.longrepr[2].removeprefix("Skipped: ")
+    for verdict in ("departs", "has not"):
+        if said.startswith(f"{verdict}: "):
+            return verdict, said.removeprefix(f"{verdict}: ")
+    return "skipped", said
+
+
+ORDER = "fails", "departs", "holds", "has not", "skipped"
+
+
+def verdicts(config):
+    """{statement: (verdict, what is said)}: of its tests' verdicts, the first of these."""
+    found = {name: {} for name in read_statements()}
+    for names, verdict, said in config.outcomes.values():
+        for name in found.keys() & names:
+            found[name].setdefault(verdict, said)
+    for name, said in found.items():
+        first = [verdict for verdict in ORDER if verdict in said]
+        found[name] = (first[0], said[first[0]]) if first else ("not run", "")
+    return found
+
+
+def write_report(path, config):
+    """For graders: a list of the statements, their verdicts, and what is said of each."""
+    rows = [
+        {"statement": name, "verdict": verdict, "message": said}
+        for name, (verdict, said) in verdicts(config).items()
+    ]
+    Path(path).write_text(json.dumps(rows, indent=1) + "\n")
+
+
 def write_table(terminalreporter, config):
     """One line a chapter; where something is red or skipped, which statements and why."""
-    statements, seen = read_statements(), defaultdict(list)
-    for names, outcome, reason in config.outcomes.values():
-        for name in names:
-            seen[name].append((outcome, reason))
-    write = terminalreporter.write_line
-    terminalreporter.section(
-        f"the spec of {Path(config.getoption('--impl') or 'flowclip.py').name}"
-    )
-    names = ["chapter", "statements", "hold", "fail", "skipped", "not run", "tests"]
-    table = "{:<14}{:>11}{:>7}{:>7}{:>9}{:>9}{:>7}"
-    is_adapter = hasattr(sys.modules.get("judged"), "DEPARTS")
-    if is_adapter:
-        names[4:5] = "departs", "has not"
-        table = "{:<14}{:>11}{:>7}{:>7}{:>9}{:>9}{:>9}{:>7}"
-    write(table.format(*names))
-    for chapter in dict.fromkeys(statements.values()):
-        names = [name for name, place in statements.items() if place == chapter]
-        outcomes = {name: {outcome for outcome, _ in seen[name]} for name in names}
-        failed = [name for name in names if "failed" in outcomes[name]]
-        departs = [
-            name
-            for name in names
-            if name not in failed and any(said.startswith("departs: ") for _, said in seen[name])
-        ]
-        held = [
-            name for name in names if name not in failed + departs and "passed" in outcomes[name]
-        ]
-        skipped = [name for name in names if name in departs or outcomes[name] == {"skipped"}]
-        tests = sum(
-            any(statements.get(name) == chapter for name in guarded)
-            for guarded, _, _ in config.outcomes.values()
-        )
-        rest = len(names) - len(failed) - len(held) - len(skipped)
-        counts = [len(names), len(held), len(failed), len(skipped), rest, tests]
-        if is_adapter:
-            counts[3:4] = len(departs), len(skipped) - len(departs)
-        line = table.format(chapter, *counts)
-        write(line, green=bool(held) and not failed, red=bool(failed))
-        if failed:
+    columns = {"hold": ["holds"], "fail": ["fails"], "skipped": ["skipped"]}
+    if departures() is not None:
+        columns |= {"departs": ["departs"], "has not": ["has not", "skipped"]}
+        del columns["skipped"]
+    columns["not run"] = ["not run"]
+    found, write = verdicts(config), terminalreporter.write_line
+    terminalreporter.section(f"the spec of {judged_file(config).name}")
+
+    def row(chapter, statements, *others):
+        widths = [max(7, len(name) + 2) for name in (*columns, "tests")]
+        rest = "".join(f"{other:>{width}}" for other, width in zip(others, widths))
+        return f"{chapter:<14}{statements:>11}{rest}"
+
+    write(row("chapter", "statements", *columns, "tests"))
+    for path in CHAPTERS:
+        names = [name for name, chapter in read_statements().items() if chapter == path.stem]
+        counts = [sum(found[name][0] in kinds for name in names) for kinds in columns.values()]
+        tests = [test for test in config.outcomes.values() if set(names) & set(test[0])]
+        hold, fail = counts[:2]
+        write(row(path.stem, len(names), *counts, len(tests)),
+              green=bool(hold) and not fail, red=bool(fail))  # fmt: skip
+        if fail:
+            failed = [name for name in names if found[name][0] == "fails"]
             write(f"    fail: {' '.join(failed)}", red=True)
-        reasons = {
-            name: next(said for outcome, said in seen[name] if outcome == "skipped")
-            for name in skipped
-        }
-        for reason in dict.fromkeys(reasons.values()):
-            alike = [name for name in skipped if reasons[name] == reason]
-            write(f"    {'' if is_adapter else 'skipped: '}{' '.join(alike)}, {reason}")
-        lacks = {reason for name in failed for outcome, reason in seen[name] if outcome == "failed"}
-        if lacks - {""}:
-            write(f"    not there: {', '.join(sorted(lacks - {''}))}")
+        for verdict, said in dict.fromkeys(found[name] for name in names):
+            if verdict in ("departs", "has not", "skipped"):
+                alike = [name for name in names if found[name] == (verdict, said)]
+                write(f"    {verdict}: {' '.join(alike)}, {said}")
+        lacks = {part for test in tests for part in re.findall(r"^no `(\w+)`$", test[2])}
+        if lacks:
+            write(f"    not there: {', '.join(sorted(lacks))}")

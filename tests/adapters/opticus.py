@@ -30,7 +30,7 @@ DEPARTS = {
     "DATA-3": "a label above 9 is an IndexError, -1 the last class, as Python's lists have it",
     "SAMPLE-7": "the model is in eval mode afterwards",
     "TIME-2": "times in float64 stay so",
-    "DIT-7": "the linear layers of AdaLN and on Z begin as the others do",
+    "DIT-7": "all linear layers begin by Xavier's law, the convolution as PyTorch has it",
 }
 
 
@@ -85,10 +85,12 @@ def cfg_velocity(model, x, t, context, mask, null_context, null_mask, cfg_scale)
     """x less the end of one step of length 1 from there, sample by sample, at the time t."""
     scales, ends = torch.as_tensor(cfg_scale).expand(len(x)).tolist(), []
     for b in range(len(x)):
-        texts = {"text": (context[b : b + 1], mask[b : b + 1]), "": (null_context, null_mask)}
+        text = context[b : b + 1], mask[b : b + 1]
+        encoder = {("text",): text, ("",): (null_context, null_mask)}
         with drawn(sampling, randn=x[b : b + 1], linspace=t[b : b + 1]):
             ends.append(sampling.sample_text_conditional(
-                Calls(model), lambda prompts: texts[prompts[0]], "text", x.shape[1:], 1, scales[b]
+                Calls(model), lambda prompts, known=encoder: known[tuple(prompts)],
+                "text", x.shape[1:], 1, scales[b],
             ))  # fmt: skip
     return x - torch.cat(ends)
 

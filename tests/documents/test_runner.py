@@ -25,6 +25,12 @@ def transcript():
     return [textwrap.dedent(part).strip("\n") for part in parts]
 
 
+def adapter():
+    """That of docs/interface.md."""
+    section = (ROOT / "docs/interface.md").read_text().split("## An adapter\n")[1]
+    return textwrap.dedent(re.search(r"^    .*\n(?:\n*    .*\n)*", section, re.M)[0])
+
+
 def begin(folder):
     """Start runs of pytest -> a function that waits for {name: (status, stdout, stderr)}."""
     blank = [sys.executable, "docs/build/blank.py", "ATTN"]
@@ -40,6 +46,13 @@ def begin(folder):
     }
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text)
+    names = {"CrossAttention": "Reader", "num_heads=8": "heads=8", "= num_heads": "= heads",
+             "q_proj": "ask", "k_proj": "offer", "v_proj": "tell", "attention_weights": "weights"}
+    own = alone.replace(*SLIP).replace("self.num_heads", "self.count")
+    for ours, theirs in names.items():
+        own = own.replace(ours, theirs)
+    (folder / "mine.py").write_text(f"from flowclip import interpolate as straight_line\n{own}")
+    (folder / "adapter.py").write_text(adapter())
     chapters = [*map(str, sorted((ROOT / "tests/spec").glob("test_[1-35-7]_*.py")))]
     attention = {
         name: [f"--impl={folder / name}.py", "--spec", "ATTN"]
@@ -49,6 +62,7 @@ def begin(folder):
         "alone": ("few", ["tests", "--impl", str(folder / "alone.py")]),
         "fused": ("few", ["--impl=tests/other_authors/fused.py", *chapters]),
         "slip": ("ci", attention["slip"]),
+        "adapter": ("few", [f"--impl={folder / 'adapter.py'}", "--spec", "ATTN"]),
         "loops": ("few", ["--impl=tests/other_authors/loops.py", *chapters]),
         "written": ("few", attention["written"]),
         "blank": ("few", attention["blank"]),
@@ -92,6 +106,12 @@ def test_a_file_with_one_class_fails_nothing_but_what_needs_the_rest(judged_runs
     assert "PATCH-1: alone.py has no `patchify`" in out
     training = len([name for name in read_statements() if name.startswith("TRAIN")])
     assert found["1-objective"][3] == training, "the training step is skipped, as it is optional"
+
+
+def test_an_adapter_of_a_file_with_its_own_names(judged_runs):
+    status, out, err = judged_runs["adapter"]
+    assert status == 0 and table(out)["5-attention"][:3] == [9, 9, 0], out + err
+    assert len([line for line in adapter().splitlines() if line]) <= 12
 
 
 def test_a_learner_s_way(judged_runs):

@@ -224,7 +224,7 @@ def test_the_empty_prompt_is_the_null_text(make_model):
 
 @pytest.mark.spec("SAMPLE-1")
 def test_fifty_steps_unless_told():
-    """Counted by their times: who asks for both answers of guidance one by one asks twice at each."""
+    """At 50 times: who asks for the two answers of guidance one by one asks twice at each."""
     model, times = Watched(), set()
     model.register_forward_hook(lambda _, args, v: times.add(args[1][0].item()))
     flowclip.sample_text_conditional(model, draw.StandIn(), "dog", (3, 2, 2), progress=False)
