@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 from statements import ROOT, read_statements
 
-from tests.lesson import departure, judge, lesson, statements_of, write_report, write_table
+from tests import lesson
 
 open_clip.add_model_config(ROOT / "tests/small-clip.json")  # one more name that it knows
 torch.set_num_threads(1)  # tensors are small: a second thread would wait more than it works
@@ -43,9 +43,22 @@ def pytest_addoption(parser):
     group.addoption(
         "--spec", metavar="NAME", help="run one part of the spec: ATTN, or one statement: ATTN-3"
     )
+    group.addoption("--hint", metavar="NAME", help="print a hint to a statement: ATTN-3")
+    group.addoption(
+        "--pictures", metavar="DIR", help="draw images that are wrong, beside what was expected"
+    )
     group.addoption(
         "--report", metavar="FILE", help="write each statement's verdict and message, as JSON"
     )
+
+
+def pytest_cmdline_main(config):
+    """--hint runs no test."""
+    if name := config.getoption("--hint"):
+        if name not in lesson.read_hints():
+            raise pytest.UsageError(f"--hint {name}: no such statement in docs/")
+        print(f"{name}: {lesson.read_hints()[name]}")
+        return pytest.ExitCode.OK
 
 
 def load(path):
@@ -73,6 +86,10 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "heavy: minutes of fuzzing, killing and watching; run by pytest -m heavy"
     )
+    if config.getoption("--pictures"):
+        import flowclip
+
+        config.save_picture = flowclip.save_picture  # the repository's own
     if config.getoption("--impl"):
         sys.modules["flowclip"] = load(Path(config.getoption("--impl")).resolve())
     config.outcomes = {}  # test -> (its statements, its verdict, what is said)
@@ -97,7 +114,7 @@ def pytest_collection_modifyitems(config, items):
         keep = [
             item
             for item in items
-            if any(not wanted or wanted in (n, n.split("-")[0]) for n in statements_of(item))
+            if any(not wanted or wanted in (n, n.split("-")[0]) for n in lesson.statements_of(item))
         ]
     config.hook.pytest_deselected(items=[item for item in items if item not in keep])
     items[:] = keep
@@ -114,23 +131,23 @@ def pytest_collection_finish(session):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
-    names, error = statements_of(item), call.excinfo and call.excinfo.value
-    if report.failed and names and item.config.getoption("tbstyle") == "auto":
-        report.longrepr = lesson(item, error)
-    if report.failed and (said := departure(item, error)):
+    names, error = lesson.statements_of(item), call.excinfo and call.excinfo.value
+    if report.failed and (said := lesson.departure(item, error)):
         report.outcome, report.longrepr = "skipped", (*item.location[:2], f"Skipped: {said}")
+    elif report.failed and names and item.config.getoption("tbstyle") == "auto":
+        report.longrepr = lesson.lesson(item, error)
     if report.when == "call" or report.outcome != "passed":
-        item.config.outcomes[item.nodeid] = names, *judge(item, report, error)
+        item.config.outcomes[item.nodeid] = names, *lesson.judge(item, report, error)
     return report
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    write_table(terminalreporter, config)
+    lesson.write_table(terminalreporter, config)
 
 
 def pytest_sessionfinish(session):
     if path := session.config.getoption("--report"):
-        write_report(path, session.config)
+        lesson.write_report(path, session.config)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,8 @@ import textwrap
 import traceback
 from pathlib import Path
 
-from statements import CHAPTERS, ROOT, read_statements
+import torch
+from statements import CHAPTERS, NAME, ROOT, read_statements
 
 
 # ---- A statement as a terminal shows it: its equations as plain text -----------------------------
@@ -41,6 +42,13 @@ def sentence_of(name):
     for tex, plain in PLAIN:
         said = re.sub(tex, plain, said)
     return " ".join(said.split())
+
+
+def read_hints():
+    """{statement: a hint that does not give its line away}, of tests/spec/hints.md."""
+    text = (ROOT / "tests/spec/hints.md").read_text()
+    found = re.findall(rf"^- \*\*({NAME})\*\* (.*(?:\n  .*)*)", text, re.M)
+    return {name: " ".join(hint.split()) for name, hint in found}
 
 
 # ---- A red test ----------------------------------------------------------------------------------
@@ -100,6 +108,25 @@ def drawn_values(error, fixtures):
     ]  # fmt: skip
 
 
+def draw_images(item, error):
+    """With --pictures, images that were wrong, below what was expected -> the PNG, or None.
+
+    Grey is 0; white, or the brightest colour, is the largest number that was expected.
+    """
+    folder, pair = item.config.getoption("--pictures"), getattr(error, "compared", None)
+    if not folder or pair is None or pair[0].ndim != 4 or not pair[0].numel():
+        return None
+    found, expected = pair
+    if found.shape[1] not in (1, 3):  # each channel in grey
+        found, expected = (images.flatten(0, 1)[:, None] for images in pair)
+    largest = expected.nan_to_num(0, 0, 0).abs().max().clamp(min=1e-9)
+    images = torch.cat([expected[:8], found[:8]]).nan_to_num(0) / largest
+    pixels = ((images + 1) * 127.5).clamp(0, 255).byte()
+    path = Path(folder) / (re.sub(r"\W+", "-", item.name).strip("-") + ".png")
+    item.config.save_picture(path, pixels, len(pixels) // 2, rows=("expected", "found"))
+    return path
+
+
 def lesson(item, error):
     """What a learner reads when a test is red: the sentence, the first place that differs."""
     file = judged_file(item.config)
@@ -117,6 +144,8 @@ def lesson(item, error):
     for line in wrong:
         lines += textwrap.wrap(line, 96, initial_indent="    ", subsequent_indent="    ",
                                max_lines=2, placeholder=" ...")  # fmt: skip
+    if picture := draw_images(item, error):
+        lines.append(f"    drawn: {picture}")
     path, line, _ = item.location
     return "\n".join([*lines, f"{path}:{line + 1}, {item.name} (--tb=short shows more)"])
 
@@ -196,3 +225,14 @@ def write_table(terminalreporter, config):
         lacks = {part for test in tests for part in re.findall(r"^no `(\w+)`$", test[2])}
         if lacks:
             write(f"    not there: {', '.join(sorted(lacks))}")
+    if following := what_next(found):
+        write(following)
+
+
+def what_next(found):
+    """-> the first statement that fails, in reading order, and its place in the text; or None."""
+    for path in CHAPTERS:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            name = re.match(rf"- \*\*\[({NAME})\]", line)
+            if name and found[name[1]][0] == "fails":
+                return f"next: {name[1]}, docs/{path.name} line {number}; pytest --hint {name[1]}"
