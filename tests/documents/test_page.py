@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -229,10 +230,106 @@ def test_the_keyboard_lights_what_it_comes_to(visit):
     assert "[SAMPLE-1]" in seen and "[SAMPLE-3]" in seen
 
 
+WIDE = """
+document.querySelectorAll("details").forEach(details => details.open = true);
+const boxes = [document.documentElement, ...document.querySelectorAll(".math.block, pre")];
+const wide = box => box.scrollWidth > Math.max(box.clientWidth, innerWidth * (box == boxes[0])) + 1;
+return new Promise(done => setTimeout(() => done(
+  boxes.filter(wide).map(box => box.scrollWidth + " px: " + box.textContent.slice(0, 60)))));
+"""
+
+
 @pytest.mark.heavy
-def test_nothing_is_wider_than_a_telephone(visit, pages):
+@pytest.mark.parametrize("width", [1440, 390])
+def test_nothing_is_wider_than_its_column(visit, pages, width):
     for name in pages:
-        browser = visit(name, 390)
-        browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
-        wide = browser.execute_script("return document.documentElement.scrollWidth")
-        assert wide == 390, f"{name} is {wide} px wide"
+        browser = visit(name, width)
+        assert browser.execute_script(WIDE) == [], name
+    names = "return ['scrollWidth', 'clientWidth'].map(key => document.querySelector('nav')[key])"
+    inner, outer = browser.execute_script(names)
+    assert inner <= outer or width < 1440, "the navigation needs more than a row"
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("width", [1440, 390])
+def test_a_reader_may_have_letters_of_twice_the_size(visit, browser, width):
+    sizes = {"fontSizes": {"standard": 32, "fixed": 26}}
+    browser.execute_cdp_cmd("Page.setFontSizes", sizes)
+    try:
+        visit("1-objective.html", width)
+        size = "return getComputedStyle(document.querySelector('#FLOW-3')).fontSize"
+        assert browser.execute_script(size) == "34px"
+        below = "return code.getBoundingClientRect().top > innerHeight"
+        assert browser.execute_script(below), "two columns have no room"
+        assert browser.execute_script(WIDE.replace(", pre", "")) == []
+    finally:
+        sizes = {"fontSizes": {"standard": 16, "fixed": 13}}
+        browser.execute_cdp_cmd("Page.setFontSizes", sizes)
+
+
+# ---- Where one is --------------------------------------------------------------------------------
+PLACES = """
+const inView = id => {
+  const node = document.getElementById(id), box = node.getBoundingClientRect();
+  const pane = node.closest("#text, #code").getBoundingClientRect();
+  return box.top >= pane.top - 1 && box.top < pane.bottom;
+};
+return [text.scrollTop, code.scrollTop, scrollY, inView("FLOW-3"), inView("FLOW-3-code")];
+"""
+
+
+def places(browser):
+    """-> how far text, code and page are scrolled; whether FLOW-3 and its line are in view."""
+    time.sleep(0.1)
+    return browser.execute_script(PLACES)
+
+
+def click(browser, selector):
+    link = browser.find_element("css selector", selector)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", link)
+    before = places(browser)
+    link.click()
+    return before
+
+
+@pytest.mark.heavy
+def test_a_mention_leads_to_text_and_code_and_back_to_where_one_was(visit):
+    browser = visit("1-objective.html", 1440)
+    browser.execute_script("code.scrollTop = 1e6")
+    before = click(browser, "#TRAIN-1 a[data-names=FLOW-3]")
+    assert before[3:] == [False, False]
+    there = places(browser)
+    assert there[3:] == [True, True]
+    browser.back()
+    assert places(browser) == before
+    browser.forward()
+    assert places(browser) == there
+    browser.find_element("partial link text", "Next: 2. Sampling").click()
+    assert "2-sampling" in browser.current_url
+    browser.back()
+    assert places(browser)[0] > there[0], "at the end of the chapter, where the link was"
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("key", [" ", "\ue00f"], ids=["space", "page down"])
+def test_a_key_scrolls_the_text_of_a_page_just_opened(visit, key):
+    browser = visit("1-objective.html", 1440)
+    browser.switch_to.active_element.send_keys(key)
+    time.sleep(0.3)
+    assert places(browser)[0] > 300
+
+
+@pytest.mark.heavy
+def test_on_a_telephone_text_after_code_is_where_one_was(visit):
+    browser = visit("1-objective.html", 390)
+    browser.execute_script("scrollTo(0, 3000)")
+    assert places(browser)[2] == 3000
+    text, code = browser.find_elements("css selector", ".parts a")
+    code.click()
+    there = places(browser)[2]
+    assert there > 9000
+    browser.execute_script("scrollBy(0, 500)")
+    text.click()
+    assert places(browser)[2] == 3000
+    code.click()
+    assert places(browser)[2] == there + 500
