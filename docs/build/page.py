@@ -132,11 +132,31 @@ def style(name):
     return HtmlFormatter(style=name).get_style_defs("pre")
 
 
+# ---- The field -----------------------------------------------------------------------------------
+FIELDS = {  # document: what its field takes the place of, the dots, and which panel is open
+    "README": ("(?<=</h1>\n)", "moons", 2),
+    "0-idea": (r'<p><img src="images/idea.png".*?</p>\n<p><em>.*?</p>\n', "two", 1),
+    "3-guidance": (r'(?=<p><img src="images/cfg.png")', "moons", 6),
+}
+
+
+def with_field(name, page):
+    """A document that has a field shows it; without JavaScript it shows what it had before."""
+    if name not in FIELDS:
+        return page
+    place, dots, panel = FIELDS[name]
+    start, end = re.search(place, page, re.S).span()
+    field = Template((DOCS / "build/field.html").read_text())
+    field = field.substitute(set=dots, panel=panel, still=page[start:end])
+    return page[:start] + field + page[end:]
+
+
 def write_pages(folder):
     """Write it all, with the pictures, so that the folder may be moved or published."""
     shutil.copytree(DOCS / "images", folder / "images", dirs_exist_ok=True)
     shutil.copytree(DOCS.parent / "tests/slips", folder / "slips", dirs_exist_ok=True)
     shutil.copy(DOCS / "tour.ipynb", folder)
+    shutil.copy(DOCS / "build/field.js", folder)
     frame = Template((DOCS / "build/page.html").read_text())
     light, dark = map(style, ("vs", "github-dark"))
     texts = {path.stem: path.read_text() for path in sorted(DOCS.glob("*.md"))}
@@ -149,7 +169,7 @@ def write_pages(folder):
             f"{' aria-current=page' * (chapter == name)}>{chapter.replace('-', ' ')}</a>"
             for chapter in chapters
         ]
-        body, code = text_of(text), code_of(name)
+        body, code = with_field(name, text_of(text)), code_of(name)
         if name in after:
             title = titles[after[name]]
             body += f'<p class="next"><a href="{after[name]}.html">Next: {title}</a></p>\n'

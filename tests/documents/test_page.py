@@ -6,12 +6,16 @@ import time
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
-import links  # noqa: E402
+import exact
+import links
 import pytest
+import torch
 from statements import NAME, read_places, read_statements
 
+import flowclip
 from tests.conftest import ROOT
 from tests.lesson import sentence_of
+from tests.spec.compare import close
 
 DOCUMENTS = sorted((ROOT / "docs").glob("*.md"))
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
@@ -333,3 +337,87 @@ def test_on_a_telephone_text_after_code_is_where_one_was(visit):
     assert places(browser)[2] == 3000
     code.click()
     assert places(browser)[2] == there + 500
+
+
+# ---- The field -----------------------------------------------------------------------------------
+@pytest.fixture
+def dots():
+    """Six dots of two words -> the exact model of them, as images of one row and two columns."""
+    rand = torch.Generator().manual_seed(0)
+    places = torch.randn(6, 1, 1, 2, generator=rand, dtype=torch.float64)
+    return exact.ExactModel(places, torch.tensor([0, 0, 0, 1, 1, 1]))
+
+
+ANSWERS = """
+const [points, times, dots, noises] = arguments;
+const chosen = dots.slice(0, 3), scales = [0, 1, 7.5];
+const answer = w => (x, t) => field.velocity(x, t, dots, chosen, w);
+return [scales.map(w => points.map((x, i) => answer(w)(x, times[i]))),
+        scales.map(w => noises.map(x => field.walk(x, 20, "euler", answer(w)))),
+        noises.map(x => field.walk(x, 4, "heun", answer(3)).at(-1))];
+"""
+
+
+@pytest.mark.heavy
+def test_the_field_has_the_numbers_of_the_exact_model(visit, dots):
+    rand = torch.Generator().manual_seed(1)
+    x, noises = torch.randn(2, 50, 1, 1, 2, generator=rand, dtype=torch.float64)
+    t = 0.02 + 0.98 * torch.rand(50, generator=rand, dtype=torch.float64)
+    rows = [each.flatten(1).tolist() for each in (x, noises, dots.images)]
+    found = visit("0-idea.html").execute_script(ANSWERS, rows[0], t.tolist(), rows[2], rows[1])
+    velocities, walks, heun = (torch.tensor(numbers, dtype=torch.float64) for numbers in found)
+    text, mask = dots.texts(torch.zeros(50, dtype=torch.long)), torch.ones(50, 1)
+
+    def velocity(x, t, w):
+        return flowclip.cfg_velocity(dots, x, t, text, mask, dots.null, mask[:1], w)
+
+    for n, w in enumerate((0, 1, 7.5)):
+        close(f"v at w = {w}", velocities[n], velocity(x, t, w).flatten(1), atol=1e-6)
+        states = [noises]
+        flowclip.integrate(
+            lambda x, t, w=w: velocity(x, t, w), noises, 20,
+            callback=lambda n, t, x, states=states: states.append(x),
+        )  # fmt: skip
+        close(f"states at w = {w}", walks[n], torch.stack(states, 1).flatten(2), atol=1e-6)
+
+    answers = []
+
+    def velocity_or_last(x, t):  # at t = 0 there is none: Heun's last step is Euler's
+        answers.append(velocity(x, t, 3) if t[0] > 0 else answers[-1])
+        return answers[-1]
+
+    ends = flowclip.integrate(velocity_or_last, noises, 4, "heun")
+    close("the end of Heun's walk", heun, ends.flatten(1), atol=1e-6)
+
+
+@pytest.mark.heavy
+def test_the_field_shows_what_chapter_0_says_of_its_four_panels(visit, site):
+    text = (site / "0-idea.html").read_text()
+    assert "all 24 paths end at the mean of the dots" in " ".join(text.split())
+    assert "20 of the 24 end within 0.02 of a dot" in " ".join(text.split())
+    script = """
+    const dots = field.sets.two(), v = (x, t) => field.velocity(x, t, dots, dots, 1);
+    return [1, 4].map(steps => field.noises.map(x => field.walk(x, steps, "euler", v).at(-1)));
+    """
+    one, four = torch.tensor(visit("0-idea.html").execute_script(script), dtype=torch.float64)
+    assert one.abs().max() < 1e-9
+    away = torch.cdist(four, torch.tensor([[0, -1], [0, 1]], dtype=torch.float64)).amin(dim=1)
+    assert (away < 0.02).sum() == 20
+
+
+@pytest.mark.heavy
+def test_the_field_is_moved_by_keys_and_by_hand(visit):
+    browser = visit("3-guidance.html", 390)
+    picture = "return document.querySelector('canvas').toDataURL()"
+    browser.find_element("css selector", "[name=t]").send_keys("\ue010")  # end: t = 1, and it stays
+    pictures = [browser.execute_script(picture)]
+    browser.find_element("css selector", "[name=w]").send_keys("\ue012")  # left
+    assert browser.find_element("name", "w-shown").text == "7"
+    pictures.append(browser.execute_script(picture))
+    canvas = browser.find_element("css selector", "canvas")
+    scale = canvas.size["height"] / 4.4
+    actions = pytest.importorskip("selenium.webdriver").ActionChains(browser)
+    actions.move_to_element_with_offset(canvas, -0.5 * scale, -0.8 * scale)  # an upper dot
+    actions.click_and_hold().move_by_offset(0, 40).release().perform()
+    pictures.append(browser.execute_script(picture))
+    assert len(set(pictures)) == 3
