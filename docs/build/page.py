@@ -151,6 +151,12 @@ def with_field(name, page):
     return page[:start] + field + page[end:]
 
 
+def link_to_live(folder):
+    """docs/build/live.py's page is linked to where it is."""
+    is_there = (folder / "live.html").exists()
+    return ['<a href="live.html">the model at work</a>'] if is_there else []
+
+
 def write_pages(folder):
     """Write it all, with the pictures, so that the folder may be moved or published."""
     shutil.copytree(DOCS / "images", folder / "images", dirs_exist_ok=True)
@@ -168,7 +174,7 @@ def write_pages(folder):
             f'<a href="{chapter}.html" title="{titles[chapter]}"'
             f"{' aria-current=page' * (chapter == name)}>{chapter.replace('-', ' ')}</a>"
             for chapter in chapters
-        ]
+        ] + link_to_live(folder)
         body, code = with_field(name, text_of(text)), code_of(name)
         if name in after:
             title = titles[after[name]]

@@ -8,11 +8,13 @@ from xml.etree import ElementTree
 
 import exact
 import links
+import live
 import pytest
 import torch
 from statements import NAME, read_places, read_statements
 
 import flowclip
+import sample
 from tests.conftest import ROOT
 from tests.lesson import sentence_of
 from tests.spec.compare import close
@@ -421,3 +423,77 @@ def test_the_field_is_moved_by_keys_and_by_hand(visit):
     actions.click_and_hold().move_by_offset(0, 40).release().perform()
     pictures.append(browser.execute_script(picture))
     assert len(set(pictures)) == 3
+
+
+# ---- The model at work ---------------------------------------------------------------------------
+def test_pages_lead_to_the_model_at_work_where_it_is(tmp_path):
+    page = pytest.importorskip("page", reason="needs docs/requirements.txt")
+    assert page.link_to_live(tmp_path) == []
+    (tmp_path / "live.html").touch()
+    assert "live.html" in page.link_to_live(tmp_path)[0]
+
+
+@pytest.fixture
+def live_page(tmp_path, small_encoder, make_model, monkeypatch):
+    """live.html of a tiny model -> its path, the model and its captions. Nine patches: no multiple
+    of the four that live.js takes at a time."""
+    model = make_model(img_size=12, patch_size=4, context_dim=small_encoder.embed_dim)
+    captions = ["a photo of a dog", "a photo of a big airplane"]
+    meta = {
+        "config": model.config, "clip": "small-clip", "clip_weights": "untrained", "step": 0,
+        "clip_null": small_encoder("")[0][0, -1].tolist(), "captions": captions,
+    }  # fmt: skip
+    flowclip.save_checkpoint(tmp_path / "checkpoint.pt", model, meta)
+    monkeypatch.setattr(flowclip, "CLIPTextEncoder", lambda *_: small_encoder)
+    live.write_page(tmp_path / "checkpoint.pt", tmp_path / "live.html")
+    return tmp_path / "live.html", model, captions
+
+
+def last_image(browser):
+    """What the page has drawn, when it has."""
+    for _ in range(100):
+        if browser.execute_script("return state.done == steps && state.step == steps"):
+            return torch.tensor(browser.execute_script("return [...walk.x[steps]]"))
+        time.sleep(0.05)
+    raise AssertionError("nothing was drawn in five seconds")
+
+
+@pytest.mark.heavy
+def test_the_page_draws_what_the_model_draws(visit, live_page, small_encoder):
+    path, model, captions = live_page
+    noise = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    browser = visit(path, 390)
+    browser.find_element("css selector", "[name=caption][value='0'] + span").click()
+    Z, mask = small_encoder([captions[0], ""])
+    scales = dict.fromkeys(range(50), 3)
+
+    def velocity(x, t):
+        w = scales[round(50 - 50 * t.item())]
+        return flowclip.cfg_velocity(model, x, t, Z[:1], mask[:1], Z[1:], mask[1:], w)
+
+    with torch.no_grad():
+        expected = flowclip.integrate(velocity, noise, 50).flatten()
+        close("the image", last_image(browser), expected, atol=1e-4)
+        scales[20] = 100
+        browser.execute_script("setScale(20, 100)")
+        changed = flowclip.integrate(velocity, noise, 50).flatten()
+    assert (changed - expected).abs().max() > 0.05
+    close("the image after w of one step", last_image(browser), changed, atol=1e-4)
+    wide = browser.execute_script("return document.documentElement.scrollWidth")
+    assert wide == 390, f"it is {wide} px wide"
+
+
+@pytest.mark.heavy
+def test_the_page_shows_where_each_token_is_read(visit, live_page, small_encoder):
+    path, model, captions = live_page
+    browser = visit(path, 1440)  # it begins with the last caption
+    last_image(browser)
+    x = torch.tensor(browser.execute_script("return [...walk.x[7]]"))
+    maps = sample.record_attention(model, 1)
+    Z, mask = small_encoder([captions[1]])
+    with torch.no_grad():
+        model(x.view(1, 3, 12, 12), torch.tensor([1 - 7 / 50]), Z, mask)
+    A = torch.tensor(browser.execute_script("return [...walk.A[7]]"))
+    close("A", A, sum(maps).flatten() / len(maps), atol=1e-4)
+    tiles = browser.find_elements("css selector", "#words b")
+    assert [tile.text for tile in tiles] == small_encoder.tokens(captions[1])
