@@ -99,7 +99,7 @@ def code_block(_, tokens, i, *__):
 
 def whole(found):
     """A formula with its full stop; a long one has a line of its own on a telephone."""
-    long = " long" * (len(re.sub("<.*?>", "", found[0])) > 40)
+    long = " long" * (len(html.unescape(re.sub("<.*?>", "", found[0]))) > 40)
     return f'<span class="whole{long}">{found[0]}</span>'
 
 
@@ -140,21 +140,24 @@ FIELDS = {  # document: what its field takes the place of, the dots, and which p
 }
 
 
-def with_field(name, page):
+def with_field(name, page, live):
     """A document that has a field shows it; without JavaScript it shows what it had before."""
     if name not in FIELDS:
         return page
     place, dots, panel = FIELDS[name]
     start, end = re.search(place, page, re.S).span()
     field = Template((DOCS / "build/field.html").read_text())
-    field = field.substitute(set=dots, panel=panel, still=page[start:end])
+    field = field.substitute(
+        set=dots, panel=panel, still=page[start:end],
+        live=live and f"<p>No toy: {live}, drawing in your browser.</p>",
+    )  # fmt: skip
     return page[:start] + field + page[end:]
 
 
 def link_to_live(folder):
     """docs/build/live.py's page is linked to where it is."""
-    is_there = (folder / "live.html").exists()
-    return ['<a href="live.html">the model at work</a>'] if is_there else []
+    link = '<a href="live.html">the trained model at work</a>'
+    return link if (folder / "live.html").exists() else ""
 
 
 def write_pages(folder):
@@ -169,18 +172,19 @@ def write_pages(folder):
     titles = {name: re.search("# (.*)", text)[1] for name, text in texts.items()}
     chapters = [name for name in titles if name[0].isdigit()]
     after = dict(zip(["README", *chapters], chapters))
+    live = link_to_live(folder)
     for name, text in texts.items():
         navigation = [
             f'<a href="{chapter}.html" title="{titles[chapter]}"'
             f"{' aria-current=page' * (chapter == name)}>{chapter.replace('-', ' ')}</a>"
             for chapter in chapters
-        ] + link_to_live(folder)
-        body, code = with_field(name, text_of(text)), code_of(name)
+        ]
+        body, code = with_field(name, text_of(text), live), code_of(name)
         if name in after:
             title = titles[after[name]]
             body += f'<p class="next"><a href="{after[name]}.html">Next: {title}</a></p>\n'
         page = frame.substitute(
-            title=titles[name], chapters="\n".join(navigation), light=light, dark=dark,
+            title=titles[name], chapters="\n".join([*navigation, live]), light=light, dark=dark,
             text=body, code=code, columns="two" if code else "one",
         )  # fmt: skip
         path = folder / f"{name}.html" if name != "README" else folder / "index.html"
