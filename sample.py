@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
 import torch
 import tyro
-from einops import rearrange, repeat
-from torchvision.io import write_png
+from einops import rearrange
+from torchvision.transforms.v2.functional import resize, to_pil_image
 
 import flowclip
 from flowclip import UserError
@@ -43,20 +42,19 @@ def check(config):
     """UserError for what would show after the drawing, or never."""
     if min(config.n, config.steps, len(config.cfg)) < 1:
         raise UserError("--n, --steps and the number of --cfg begin at 1")
-    if not 0 <= config.seed < 2**63:
-        raise UserError(f"--seed is {config.seed}, expected 0 to below 2^63")
     if not all(abs(w) < 1e4 for w in config.cfg):
         raise UserError(f"--cfg {config.cfg}: expected numbers below 10,000")
-    for path in filter(None, (config.out, config.attention)):
-        if path.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
-            raise UserError(f"{path}: expected a name like {path.stem}.png")
+    if config.attention == config.out:
+        raise UserError(f"--out and --attention are both {config.out}")
+    for path in config.out, config.attention or config.out:
+        if path.suffix not in (".png", ".jpg", ".pdf", ".svg") or path.is_dir():
+            raise UserError(f"--out or --attention {path}: expected a name like {path.stem}.png")
 
 
 # ---- Load ----------------------------------------------------------------------------------------
 def load(path, clip_weights=None):
     """-> (model, text encoder, meta) from a checkpoint alone; None: that of the newest run."""
-    runs = Path("runs").glob("*/checkpoint.pt")
-    path = path or max(runs, key=lambda run: run.stat().st_mtime, default=None)
+    path = path or max(Path("runs").glob("*/checkpoint.pt"), key=os.path.getmtime, default=None)
     if path is None:
         raise UserError("no checkpoint in runs/: python train.py --demo makes one")
     device = flowclip.get_device()
@@ -71,6 +69,17 @@ def load(path, clip_weights=None):
 
 
 # ---- Picture -------------------------------------------------------------------------------------
+def image_path(config, prompt, n, w):
+    """A name of its own for each prompt, draw, scale, seed, solver and number of steps.
+
+    Of a long prompt it has the beginning; a hash tells it from those that begin alike.
+    """
+    words = re.sub(r"[^\w\x80-\U0010ffff]+|\s+", "-", prompt.lower())[:40].strip("-") or "image"
+    mark = hashlib.sha256(prompt.encode()).hexdigest()[:12]
+    name = f"{words}-{mark}-w{w}-seed{config.seed}-{n}-{config.solver}{config.steps}.png"
+    return config.save_dir.expanduser() / name
+
+
 def record_attention(model, count):
     """-> a list to which each cross-attention adds A [count, N, M], a mean over its heads."""
     maps = []
@@ -84,36 +93,23 @@ def record_attention(model, count):
     return maps
 
 
-def image_path(config, prompt, n, w):
-    """A name of its own for each prompt, draw, scale, seed, solver and number of steps.
-
-    Of a long prompt it has the beginning; a hash tells it from those that begin alike.
-    """
-    words = re.sub(r"[^\w\x80-\U0010ffff]+|\s+", "-", prompt.lower())[:40].strip("-") or "image"
-    mark = hashlib.sha256(prompt.encode()).hexdigest()[:12]
-    name = f"{words}-{mark}-w{w}-seed{config.seed}-{n}-{config.solver}{config.steps}.png"
-    return config.save_dir.expanduser() / name
-
-
 def save_attention(path, prompts, tokens, images, A):
     """A row a prompt: its image, and for each token the map of A [B, N, M] over the image.
 
     A map is as bright as its brightest patch; the number is the token's share.
     """
+    orange = torch.tensor([1.0, 0.6, 0.1]).reshape(3, 1, 1)
     cells = []
     titles = []
     for image, weights, words in zip(images, A, tokens):
-        gray = image.float().mean(dim=0) / 255
-        grid = int(len(weights) ** 0.5)
-        p = len(gray) // grid
-        heat = repeat(weights, "(h w) m -> m (h p) (w q)", h=grid, p=p, q=p)
-        heat = heat / (heat.amax(dim=(1, 2), keepdim=True) + 1e-9)
-        color = torch.from_numpy(matplotlib.colormaps["inferno"](heat.numpy())[..., :3])
-        maps = rearrange(0.35 * gray[..., None] + 0.65 * color, "m h w c -> m c h w")
-        cells += [image, *(255 * maps).to(torch.uint8)]
-        words += ["padding"] * (len(maps) - len(words))
-        shares = zip(words, weights.mean(dim=0))
-        titles += ["image", *(f"{word}  {share:.0%}" for word, share in shares)]
+        shares = weights.mean(dim=0)
+        grid = int(len(weights) ** 0.5)  # patches a side
+        heat = rearrange(weights / (weights.amax(dim=0) + 1e-9), "(h w) m -> m 1 h w", h=grid)
+        heat = resize(heat, image.shape[1:], 0)  # 0: every patch a square
+        maps = 0.35 * image.float().mean(dim=0) + 0.65 * 255 * heat * orange
+        cells += [image, *maps.byte()]
+        words += ["padding"] * (len(shares) - len(words))
+        titles += ["image", *(f"{word}  {share:.0%}" for word, share in zip(words, shares))]
     flowclip.save_picture(path, cells, 1 + A.shape[2], titles, prompts)
 
 
@@ -125,49 +121,44 @@ def main():
     if config.compile:
         flowclip.compile_blocks(model)
     asked = config.prompts or meta["captions"][:10]
-    prompts = [prompt.encode(errors="replace").decode() for prompt in asked]  # half an emoji: "?"
-    prompts = list(dict.fromkeys(prompts))
-    scales = list(dict.fromkeys(config.cfg))
-    draws = [(prompt, n) for prompt in prompts for n in range(config.n)]
-    noise = torch.randn(  # the same for each prompt and w
-        config.n, *meta["image_shape"], generator=torch.Generator().manual_seed(config.seed)
-    )
+    prompts = dict.fromkeys(prompt.encode(errors="replace").decode() for prompt in asked)
+    prompts = list(prompts)  # each once; half an emoji is "?"
+    jobs = [(prompt, n, w) for prompt in prompts for w in config.cfg for n in range(config.n)]
+    random = torch.Generator().manual_seed(config.seed % 2**63)
+    noise = torch.randn(config.n, *meta["image_shape"], generator=random)
 
-    def draw(draws, w):
+    def draw(jobs):
         """The uint8 images [C, H, W], as they come: 128 at a time fit into memory."""
-        for start in range(0, len(draws), 128):
-            some, numbers = zip(*draws[start : start + 128])
+        for start in range(0, len(jobs), 128):
+            texts, draws, scales = zip(*jobs[start : start + 128])
+            w = torch.tensor(scales) if len({*scales}) > 1 else scales[0]  # 0 and 1 ask once a step
             with flowclip.autocast(flowclip.get_device()):
                 x = flowclip.sample_text_conditional(
-                    model, encoder, some, meta["image_shape"], config.steps, w,
-                    noise=noise[list(numbers)], solver=config.solver,
+                    model, encoder, texts, meta["image_shape"], config.steps, w,
+                    noise=noise[list(draws)], solver=config.solver,
                 )  # fmt: skip
             yield from flowclip.denormalize_images(x).cpu()
 
     if config.save_dir:
-        for path in (image_path(config, *each, w) for w in scales for each in draws):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        config.save_dir.expanduser().mkdir(parents=True, exist_ok=True)
+        for path in (image_path(config, *job) for job in jobs):
             if path.exists():
                 raise UserError(f"--save-dir: {path} is there, and nothing is overwritten")
-    columns = []
-    most = max(1, 16 // len(scales))  # draws of a prompt and scale that the grid shows
-    for w in scales:
-        images = []
-        for each, image in zip(draws, draw(draws, w)):
-            images.append(image)
-            if config.save_dir:
-                write_png(image, str(image_path(config, *each, w)))
-        columns.append(rearrange(images, "(p n) c h x -> p n c h x", n=config.n)[:16, :most])
-    cells = rearrange(columns, "w p n c h x -> (p w n) c h x")
-    titles = [f"w = {w:g}" for w in scales for _ in range(min(most, config.n))]
+    cells = []
+    shown = max(1, 16 // len(config.cfg))  # draws of a prompt and scale in the grid
+    for job, image in zip(jobs, draw(jobs)):
+        if config.save_dir:
+            to_pil_image(image).save(image_path(config, *job))
+        if job[1] < shown and job[0] in prompts[:16]:
+            cells.append(image)
+    titles = [f"w = {w:g}" for w in config.cfg for _ in range(min(shown, config.n))]
     flowclip.save_picture(config.out.expanduser(), cells, len(titles), titles, prompts)
-    print(f"{config.out}: {len(cells)} of {len(draws) * len(scales)} images")
+    print(f"{config.out}: {len(cells)} of {len(jobs)} images")
     if config.attention:
-        w = max(scales) or 1  # w = 0 does not read the prompt
         rows = prompts[:16]
         maps = record_attention(model, len(rows))
         with torch.compiler.set_stance("force_eager"):  # hooks record nothing in compiled blocks
-            images = list(draw([(prompt, 0) for prompt in rows], w))
+            images = list(draw([(prompt, 0, max(config.cfg) or 1) for prompt in rows]))
         tokens = [encoder.tokens(prompt) for prompt in rows]
         path = config.attention.expanduser()
         save_attention(path, rows, tokens, images, sum(maps) / len(maps))

@@ -85,7 +85,7 @@ class Config:
 
 DEMO = (  # what --demo stands for
     "--data digits --clip-weights untrained --embed-dim 128 --depth 4 --heads 4 --patch-size 2 "
-    "--epochs 18 --lr 1e-3 --warmup 100 --cooldown 0.2 --ema 0.99 --out runs/demo"
+    "--epochs 21 --lr 1e-3 --warmup 100 --cooldown 0.2 --ema 0.99 --out runs/demo"
 )
 MAY_CHANGE = (  # when a run is resumed
     "data clip_weights demo epochs lr cooldown device precision compile out overwrite "
@@ -99,12 +99,20 @@ def check_numbers(config):
     for name in [*at_least_1.split(), "sample_every"]:
         if not getattr(config, name) >= 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}, below 1")
-    if not 0 <= config.seed < 2**63:
-        raise UserError(f"--seed is {config.seed}, expected 0 to below 2^63")
-    if not 0 <= config.text_drop <= 1:
-        raise UserError(f"--text-drop is {config.text_drop}, expected 0 to 1")
+    for name, most in {"text_drop": 1, "cooldown": 1, "seed": 2**63 - 1}.items():
+        if not 0 <= getattr(config, name) <= most:
+            raise UserError(f"--{name.replace('_', '-')} is not in 0 to {most}")
     if config.embed_dim % 4 or config.embed_dim % config.heads:
         raise UserError(f"--embed-dim {config.embed_dim} is no multiple of 4 and of --heads")
+
+
+@contextmanager
+def blame(what):
+    """What goes wrong inside is a mistake of the user: a UserError that names the flag or file."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{what}: {error!s:.300}") from None
 
 
 def say(text):
@@ -133,13 +141,9 @@ def load_data(name, img_size=None, patch_size=4):
         labels = digits.target
         classes = datasets.MNIST.classes
     else:
-        try:
+        source = f"--data {name}, from the network, which --data digits and --data DIR do not need"
+        with blame(source), FileLock("data/download.lock"):  # one process after another
             found = getattr(datasets, TORCHVISION[name])("data", download=True)
-        except Exception as error:
-            raise UserError(
-                f"--data {name} could not be downloaded into data/: {error}; "
-                "--data digits and --data DIR need no network"
-            ) from None
         images = found.data
         labels = found.targets
         classes = found.classes
@@ -149,15 +153,6 @@ def load_data(name, img_size=None, patch_size=4):
         images = resize(images, [img_size, img_size])
     names = [name.split(" - ")[-1].replace("_", " ").lower() for name in classes]  # "7 - seven"
     return images, torch.as_tensor(labels), flowclip.make_captions(names)
-
-
-@contextmanager
-def blame(path):
-    """What goes wrong with a file or a folder is a UserError that names it."""
-    try:
-        yield
-    except Exception as error:
-        raise UserError(f"--data {path}: {error}") from None
 
 
 def walk(folder):
@@ -175,12 +170,6 @@ def path_key(path):
     """A path as it is compared: absolute, slashes forward, letters composed, its ending small."""
     path, ending = os.path.splitext(os.path.abspath(f"{path}".replace("\\", "/")))
     return unicodedata.normalize("NFC", path + ending.lower())
-
-
-METADATA = {  # files of a row per text, and what is expected of them
-    "metadata.csv": 'file_name,text above rows of as many fields, "commas, in quotes"',
-    "metadata.jsonl": '{"file_name": "0.png", "text": "a dog"}',
-}
 
 
 def read_metadata(path):
@@ -202,7 +191,8 @@ def read_metadata(path):
             pairs.append((path.parent / row["file_name"], row["text"].strip()))
         except Exception:
             raise ValueError(
-                f"line {number}: expected {METADATA[path.name.lower()]}, found {line.strip():.80}"
+                f"line {number}: expected a file_name and a text, and no field more than the first "
+                f"line has, found {line.strip():.80}"
             ) from None
     return pairs[len(columns) > 0 :]  # without the names of the columns
 
@@ -212,16 +202,16 @@ def find_captions(folder):
     paths = []
     texts = {}  # key of an image, or of one without its ending: its texts
     others = []  # the endings of what is passed over
-    with blame(folder):
+    with blame(f"--data {folder}"):
         files = [*walk(folder)]  # found before any is read
     for path, ending in files:
         pairs = []
-        with blame(path):
+        with blame(f"--data {path}"):
             if ending in (*datasets.folder.IMG_EXTENSIONS, ".gif"):
                 paths.append(path)
             elif ending in (".txt", ".caption"):
                 pairs = [(path.with_suffix(""), path.read_text("utf-8-sig").strip())]
-            elif path.name.lower() in METADATA:
+            elif path.name.lower() in ("metadata.csv", "metadata.jsonl"):
                 pairs = read_metadata(path)
             else:
                 others.append(ending)
@@ -255,7 +245,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**30  # texts 
 
 def read_image(path):
     """-> a PIL image in RGB, upright, on white."""
-    with blame(path):
+    with blame(f"--data {path}"):
         image = Image.open(path)
         with suppress(Exception):  # what says which side is up may be broken
             image = ImageOps.exif_transpose(image)
@@ -399,9 +389,6 @@ class TextConditionalTrainer:
             for caption, Z, mask in zip(new, *self.text_encoder(new)):
                 self.tokens[caption] = Z[mask.bool()].cpu()
         texts = [self.tokens[caption] for caption in captions]
-        if len(self.tokens) > 100_000:  # 2.5 GB of 12 tokens each: the later ones are not kept
-            for caption in new:
-                del self.tokens[caption]
         context = pad_sequence(texts, batch_first=True)
         mask = pad_sequence([torch.ones(len(text)) for text in texts], batch_first=True).bool()
         return (tensor.to(self.device, non_blocking=True) for tensor in (context, mask))
@@ -577,11 +564,9 @@ def draw_pictures(out, trainer, captions):
 
 def begin_process(name):
     """-> the device, and the rank of this process: 0, unless torchrun has started several."""
-    try:
+    with blame(f"--device {name}"):
         device = flowclip.get_device() if name == "auto" else torch.device(name)
         torch.zeros(1, device=device)
-    except Exception as error:
-        raise UserError(f"--device {name}: {error!s:.100}") from None
     if not distributed.is_torchelastic_launched():
         return device, 0
     if device.type == "cuda":
@@ -598,11 +583,7 @@ def main():
     device, rank = begin_process(config.device)
     out = Path(config.out or f"runs/{Path(config.data).resolve().name}").expanduser()
     checkpoint = out / "checkpoint.pt"
-    if rank:
-        distributed.barrier()  # the first process downloads, into the folder that all share
     images, labels, captions = load_data(config.data, config.img_size, config.patch_size)
-    if distributed.is_initialized() and not rank:
-        distributed.barrier()
     count, channels, _, size = images.shape
     if size % config.patch_size:
         raise UserError(f"--img-size {size} is no multiple of --patch-size {config.patch_size}")

@@ -4,7 +4,8 @@ Trains the small model of chapter 8 on the pictures of draw_shapes.py, and every
 inside, at 64 images of the first batch: how much of the residual stream still differs between
 patches, the largest attention score of the first block, the largest 1 + scale of an AdaLN, and how
 far AdamW's steps are from its history. A run has fallen when its loss is that of a model that does
-not see x_t: 1 + the variance of the images about their pixel means. Rows go to OUT/collapse.csv.
+not see x_t: 1 + the variance of the images about their pixel means. Rows go to OUT/collapse.csv,
+and OUT/collapse.png shows the loss and the share that differs, a line per run.
 --start zero leaves the last bias at zero; batch takes the first batch's mean, as [TRAIN-8] says;
 data takes that of all images.
 """
@@ -16,6 +17,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import flowclip
@@ -24,6 +26,7 @@ import train
 COLUMNS = (
     "data", "start", "lr", "seed", "step", "loss", "stream", "differs", "score", "scale", "ratio",
 )  # fmt: skip
+COLORS = {"zero": "tab:red", "batch": "tab:blue", "data": "tab:green"}
 
 
 class Inside:
@@ -90,10 +93,10 @@ def run(data, encoder, start, lr, seed, args):
     xt, _ = flowclip.interpolate(look_at, x1, t)
     texts = [*trainer.context_of([captions[label] for label in some])]
     while trainer.step < args.steps:
-        until = trainer.step + 100
+        until = trainer.step + args.every
         while trainer.step < until:
             trainer.train(1, until)
-        losses = [row.split(",")[2] for row in trainer.rows[-10:]]
+        losses = [row.split(",")[2] for row in trainer.rows[-args.every // 10 :]]
         with trainer.autocast:
             found = inside.look(xt, t, *texts)
         loss = sum(map(float, losses)) / len(losses)
@@ -105,6 +108,33 @@ def run(data, encoder, start, lr, seed, args):
             print(*(f"{name} {cell}" for name, cell in zip(COLUMNS, row)), flush=True)
 
 
+def draw(path):
+    """A line for each run of the table: its loss, and what of its stream differs, by step."""
+    with open(path) as file:
+        rows = [row for row in csv.DictReader(file) if row["step"] != "step"]
+    figure = Figure((8, 3), 110, layout="constrained")
+    for axis, column, said in zip(
+        figure.subplots(1, 2),
+        ("loss", "differs"),
+        ("flow-matching loss", "share of the stream that differs between patches"),
+    ):
+        for start, lr, seed in dict.fromkeys((r["start"], r["lr"], r["seed"]) for r in rows):
+            mine = [r for r in rows if (r["start"], r["lr"], r["seed"]) == (start, lr, seed)]
+            axis.plot(
+                [int(row["step"]) for row in mine],
+                [float(row[column]) for row in mine],
+                COLORS[start],
+                label=f"last bias: {start}",
+            )
+        axis.set_title(said, fontsize=9)
+        axis.set_xlabel("step")
+    axis.set_yscale("log")
+    handles, labels = axis.get_legend_handles_labels()
+    first = {label: handle for handle, label in zip(handles, labels)}
+    axis.legend(first.values(), first.keys(), frameon=False)
+    figure.savefig(path.with_suffix(".png"))
+
+
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -113,6 +143,7 @@ def parse_args():
     add("--lr", type=float, nargs="+", default=[1e-3, 2e-3], help="(1e-3 2e-3)")
     add("--seeds", type=int, nargs="+", default=[0], help="(0)")
     add("--steps", type=int, default=2800, metavar="N", help="(2800)")
+    add("--every", type=int, default=100, metavar="N", help="steps between looks, tens (100)")
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="for collapse.csv (runs)")
     return parser.parse_args()
 
@@ -128,6 +159,7 @@ def main():
         for lr in args.lr:
             for start in args.start:
                 run(data, encoder, start, lr, seed, args)
+    draw(args.out / "collapse.csv")
 
 
 if __name__ == "__main__":

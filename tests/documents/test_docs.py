@@ -122,6 +122,7 @@ def split_example(path):
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_the_example_prints_what_the_chapter_says(path, recwarn):
     example, printed = split_example(path)

@@ -165,6 +165,7 @@ def test_new_is_what_is_nearer_than_all_that_was_shown(folder):
     assert court.score(shown, court.real(shown))["new"] == [None] * len(shown)
 
 
+@pytest.mark.heavy
 def test_a_run_is_judged(command, folder, monkeypatch):
     """From the folder to the table and the figures, with a model that has learned nothing."""
     status, out, err = command(

@@ -30,6 +30,7 @@ def test_frechet_distance_of_gaussians(seed):
     assert judge.frechet_distance(m + s * x, m + s * x) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.heavy
 def test_the_judge_learns_and_its_parts_fit():
     """Bright and dark are told apart after some steps; the random state stays as it was."""
     g = torch.Generator().manual_seed(0)
@@ -43,6 +44,7 @@ def test_the_judge_learns_and_its_parts_fit():
     assert features.shape == (64, 128) and features.dtype == torch.float64
 
 
+@pytest.mark.heavy
 def test_the_judge_sees_each_image_shifted_by_itself(monkeypatch):
     """A batch of copies of one image, shifted by a pixel at most, shows several of the 9 places.
 
@@ -100,6 +102,7 @@ def train_100_steps(make_model, monkeypatch):
     return run
 
 
+@pytest.mark.heavy
 def test_logit_normal_times(train_100_steps):
     """The logits of the times are N(0, 1)."""
     _, t = train_100_steps(ablate.LogitNormal)
@@ -107,6 +110,7 @@ def test_logit_normal_times(train_100_steps):
     assert logits.mean().abs() < 0.05 and (logits.std() - 1).abs() < 0.05
 
 
+@pytest.mark.heavy
 def test_other_averages(train_100_steps):
     """In 100 steps a decay of 0.9 binds, which makes it another average; 0.99 does not."""
     trainer, t = train_100_steps(ablate.Averages)

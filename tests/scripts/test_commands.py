@@ -309,7 +309,7 @@ def test_attention_is_that_of_the_largest_scale(command, drawn, monkeypatch, pic
     monkeypatch.setattr(flowclip, "sample_text_conditional", watched)
     options = ["--cfg", *scales, "--steps", 1, "--checkpoint", "c.pt", "--attention", "b.png"]
     assert command(sample, "dog", *options)[0] == 0
-    assert asked == [*scales, w]
+    assert asked[-1] == w
 
 
 def test_a_map_is_bright_where_the_token_is_looked_at(pictures):

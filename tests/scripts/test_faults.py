@@ -61,16 +61,6 @@ def test_attention_takes_a_mask_of_integers():
     assert torch.equal(attention(x, Z, mask.long()), attention(x, Z, mask))
 
 
-def test_many_captions_leave_the_null_text_and_the_first_ones(make_model, monkeypatch):
-    encoder = draw.StandIn()
-    trainer = make_trainer(make_model(), encoder)
-    trainer.tokens |= dict.fromkeys(map(str, range(100_000)), trainer.tokens[""])
-    for _ in range(2):
-        trainer.context_of(["new", "0", ""])
-    assert encoder.asked.count("new") == 2, "it is not kept, and encoded again"
-    assert "" in trainer.tokens and "0" in trainer.tokens and "new" not in trainer.tokens
-
-
 def test_captions_are_counted(make_model):
     with pytest.raises(ValueError, match="expected 4 captions"):
         make_trainer(make_model()).train_step(torch.zeros(4, 3, 8, 8), ["one"] * 3)

@@ -14,7 +14,7 @@ from tests.conftest import flag_refused, one_line
 @pytest.mark.parametrize("flags, named", [
     ("--cfg nan", "--cfg"), ("--cfg inf", "--cfg"), ("--cfg 1e39", "--cfg"), ("--cfg", "--cfg"),
     ("--n -1", "--n"), ("--n 0", "--n"), ("--steps 0", "--steps"), ("--out x", "x.png"),
-    ("--attention a.txt", "a.png"),
+    ("--attention a.txt", "a.png"), ("--out a.png --attention a.png", "a.png"),
 ])  # fmt: skip
 def test_what_draws_nothing_is_refused_at_once(command, monkeypatch, flags, named):
     monkeypatch.setattr(sample, "load", None)
