@@ -77,9 +77,9 @@ field.draw = (figure, state) => {
 
   // Where x_t is likely, P(x_t) P(word | x_t)^w, in the colours of the words it belongs to.
   function cloud() {
-    const image = new ImageData(160, 120), cells = [], spread = 2 * Math.max(t, 0.06) ** 2;
-    for (let i = 0; i < 160 * 120; i++) {
-      const x = [(i % 160) - 80, 60 - Math.floor(i / 160)].map(cell => (cell * HEIGHT) / 120);
+    const image = new ImageData(120, 90), cells = [], spread = 2 * Math.max(t, 0.06) ** 2;
+    for (let i = 0; i < 120 * 90; i++) {
+      const x = [(i % 120) - 60, 45 - Math.floor(i / 120)].map(cell => (cell * HEIGHT) / 90);
       const near = [1e-30, 1e-30];
       for (const dot of dots) near[dot[2]] += Math.exp(-field.squareTo(x, t, dot) / spread);
       const sum = near[0] + near[1];
@@ -90,7 +90,7 @@ field.draw = (figure, state) => {
       const mixed = [0, 1, 2].map(k => (1 - upper) * words[0][k] + upper * words[1][k]);
       image.data.set([...mixed, 150 * (likely / most) ** 0.7], 4 * i);
     });
-    const small = new OffscreenCanvas(160, 120);
+    const small = new OffscreenCanvas(120, 90);
     small.getContext("2d").putImageData(image, 0, 0);
     pen.drawImage(small, 0, 0, width, height);
   }
@@ -162,7 +162,7 @@ field.start = figure => {
     if (name == "panel") play();
     if (name == "set") state.dots = field.sets[value]();
     if (name == "t") pause();
-    show();
+    else show();
   }
   form.addEventListener("input", ({ target }) => {
     if (target.name != "show") return change(target.name, target.value);

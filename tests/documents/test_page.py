@@ -408,6 +408,21 @@ def test_the_field_shows_what_chapter_0_says_of_its_four_panels(visit, site):
 
 
 @pytest.mark.heavy
+def test_of_the_upper_moon_guidance_finds_fewer_dots(visit):
+    script = """
+    const dots = field.sets.moons(), upper = dots.filter(dot => dot[2] == 1);
+    const ends = w => field.noises.map(noise =>
+      field.walk(noise, 50, "euler", (x, t) => field.velocity(x, t, dots, upper, w)).at(-1));
+    return [[1, 7.5].map(ends), upper.map(dot => dot.slice(0, 2))];
+    """
+    found = visit("3-guidance.html").execute_script(script)
+    ends, upper = (torch.tensor(numbers, dtype=torch.float64) for numbers in found)
+    far, which = torch.cdist(ends, upper).min(dim=-1)
+    assert far.max() < 1e-3
+    assert [len(row.unique()) for row in which] == [7, 4]
+
+
+@pytest.mark.heavy
 def test_the_field_is_moved_by_keys_and_by_hand(visit):
     browser = visit("3-guidance.html", 390)
     picture = "return document.querySelector('canvas').toDataURL()"
