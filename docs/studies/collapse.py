@@ -26,7 +26,11 @@ import train
 COLUMNS = (
     "data", "start", "lr", "seed", "step", "loss", "stream", "differs", "score", "scale", "ratio",
 )  # fmt: skip
-COLORS = {"zero": "tab:red", "batch": "tab:blue", "data": "tab:green"}
+STARTS = {  # of the last bias: its color, and what the picture says
+    "zero": ("tab:red", "last bias 0 at the start"),
+    "batch": ("tab:blue", "minus the mean patch of a batch"),
+    "data": ("tab:green", "minus the mean patch of the data"),
+}
 
 
 class Inside:
@@ -123,8 +127,8 @@ def draw(path):
             axis.plot(
                 [int(row["step"]) for row in mine],
                 [float(row[column]) for row in mine],
-                COLORS[start],
-                label=f"last bias: {start}",
+                STARTS[start][0],
+                label=STARTS[start][1],
             )
         axis.set_title(said, fontsize=9)
         axis.set_xlabel("step")
