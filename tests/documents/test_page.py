@@ -431,7 +431,7 @@ def test_of_the_upper_moon_guidance_finds_fewer_dots(visit):
 def test_the_field_is_moved_by_keys_and_by_hand(visit):
     browser = visit("3-guidance.html", 390)
     picture = "return document.querySelector('canvas').toDataURL()"
-    browser.find_element("css selector", "[name=t]").send_keys("\ue011")  # home: t = 0, and it stays
+    browser.find_element("css selector", "[name=t]").send_keys("\ue011")  # home: t = 0
     pictures = [browser.execute_script(picture)]
     browser.find_element("css selector", "[name=w]").send_keys("\ue012")  # left
     assert browser.find_element("name", "w-shown").text == "7"
