@@ -8,15 +8,13 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 from statements import ROOT, read_statements
 
-from tests.lesson import lesson, statements_of, what_is_missing, write_table
+from tests import lesson
 
-open_clip.add_model_config(ROOT / "tests/small-clip.json")  # one more name that it knows
 torch.set_num_threads(1)  # tensors are small: a second thread would wait more than it works
 
 quiet = {
@@ -43,6 +41,22 @@ def pytest_addoption(parser):
     group.addoption(
         "--spec", metavar="NAME", help="run one part of the spec: ATTN, or one statement: ATTN-3"
     )
+    group.addoption("--hint", metavar="NAME", help="print a hint to a statement: ATTN-3")
+    group.addoption(
+        "--pictures", metavar="DIR", help="draw images that are wrong, beside what was expected"
+    )
+    group.addoption(
+        "--report", metavar="FILE", help="write each statement's verdict and message, as JSON"
+    )
+
+
+def pytest_cmdline_main(config):
+    """--hint runs no test."""
+    if name := config.getoption("--hint"):
+        if name not in lesson.read_hints():
+            raise pytest.UsageError(f"--hint {name}: no such statement in docs/")
+        print(f"{name}: {lesson.read_hints()[name]}")
+        return pytest.ExitCode.OK
 
 
 def load(path):
@@ -51,6 +65,7 @@ def load(path):
         raise pytest.UsageError(f"--impl {path}: no such file")
     module_spec = importlib.util.spec_from_file_location("judged", path)
     sys.modules["judged"] = module = importlib.util.module_from_spec(module_spec)
+    sys.path.append(str(path.parent))  # what lies beside it
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
@@ -69,17 +84,22 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "heavy: minutes of fuzzing, killing and watching; run by pytest -m heavy"
     )
-    if config.getoption("--impl"):
-        import train  # noqa: F401  before: what it needs of flowclip.py the judged file may lack
+    if config.getoption("--pictures"):
+        import flowclip
 
+        config.save_picture = flowclip.save_picture  # the repository's own
+    if config.getoption("--impl"):
         sys.modules["flowclip"] = load(Path(config.getoption("--impl")).resolve())
-    config.outcomes = {}  # test -> (its statements, outcome, reason)
+    config.outcomes = {}  # test -> (its statements, its verdict, what is said)
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Another file is judged by the chapters' tests alone."""
+    """Another file is judged by the chapters' tests alone; --spec reads what has its mark."""
     if config.getoption("--impl") and collection_path.name in ("scripts", "documents"):
         return True
+    wanted = config.getoption("--spec")
+    if wanted and collection_path.name.startswith("test_"):
+        return f'"{wanted}' not in collection_path.read_text() or None
 
 
 def pytest_collection_modifyitems(config, items):
@@ -92,7 +112,7 @@ def pytest_collection_modifyitems(config, items):
         keep = [
             item
             for item in items
-            if any(not wanted or wanted in (n, n.split("-")[0]) for n in statements_of(item))
+            if any(not wanted or wanted in (n, n.split("-")[0]) for n in lesson.statements_of(item))
         ]
     config.hook.pytest_deselected(items=[item for item in items if item not in keep])
     items[:] = keep
@@ -109,19 +129,30 @@ def pytest_collection_finish(session):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
-    missing = report.failed and what_is_missing(call.excinfo.value)
-    if report.failed and statements_of(item) and item.config.getoption("tbstyle") == "auto":
-        report.longrepr = lesson(item, call.excinfo.value)
+    names, error = lesson.statements_of(item), call.excinfo and call.excinfo.value
+    if report.failed and (said := lesson.departure(item, error)):
+        report.outcome, report.longrepr = "skipped", (*item.location[:2], f"Skipped: {said}")
+    elif report.failed and names and item.config.getoption("tbstyle") == "auto":
+        report.longrepr = lesson.lesson(item, error)
     if report.when == "call" or report.outcome != "passed":
-        reason = missing or ""
-        if report.skipped and isinstance(report.longrepr, tuple):  # and no expected failure
-            reason = report.longrepr[2].removeprefix("Skipped: ")
-        item.config.outcomes[item.nodeid] = statements_of(item), report.outcome, reason
+        item.config.outcomes[item.nodeid] = names, *lesson.judge(item, report, error)
     return report
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    write_table(terminalreporter, config)
+    lesson.write_table(terminalreporter, config)
+
+
+def pytest_sessionfinish(session):
+    if path := session.config.getoption("--report"):
+        lesson.write_report(path, session.config)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_clip():
+    """One more name that open_clip knows. A file without a text encoder need not wait for it."""
+    if open_clip := sys.modules.get("open_clip"):
+        open_clip.add_model_config(ROOT / "tests/small-clip.json")
 
 
 @pytest.fixture(autouse=True)

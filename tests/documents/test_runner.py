@@ -1,21 +1,40 @@
 """The runner itself: --impl judges another file, --spec a part; a table says what holds."""
 
+import json
 import re
 import subprocess
 import sys
 import textwrap
+from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from matplotlib.image import imread
 from statements import CHAPTERS, ROOT, read_statements
 
 import flowclip
 from tests.conftest import load, pytest_collection_modifyitems
 from tests.documents import several
-from tests.lesson import lesson
+from tests.lesson import lesson, read_hints
 
 PAGE = (ROOT / "docs/README.md").read_text()
 SLIP = "math.sqrt(x.shape[-1])", "math.sqrt(q.shape[-1])"  # wrong, right: D_x in place of d_head
+
+
+PROJECT = """from einops import rearrange
+
+DEPARTS = {"PATCH-1": "channels first"}
+
+
+def patchify(images, patch_size):
+    return rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=patch_size, q=patch_size)
+
+
+def unpatchify(patches, patch_size, grid=(1, 1)):
+    h, p = grid[0], patch_size
+    return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=h, p=p, q=p)
+"""
 
 
 def transcript():
@@ -23,6 +42,12 @@ def transcript():
     section = PAGE.split("### A learner's way\n")[1].split("\n## ")[0]
     parts = re.findall(r"^    .*\n(?:\n*    .*\n)*", section, re.M)
     return [textwrap.dedent(part).strip("\n") for part in parts]
+
+
+def adapter():
+    """That of docs/interface.md."""
+    section = (ROOT / "docs/interface.md").read_text().split("## An adapter\n")[1]
+    return textwrap.dedent(re.search(r"^    .*\n(?:\n*    .*\n)*", section, re.M)[0])
 
 
 def begin(folder):
@@ -37,9 +62,17 @@ def begin(folder):
         "written": f"{emptied}\n\n{code.replace(*SLIP)}\n",
         "alone": alone.replace(*SLIP),
         "unfinished": "def half(:\n",
+        "project": PROJECT,
     }
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text)
+    names = {"CrossAttention": "Reader", "num_heads=8": "heads=8", "= num_heads": "= heads",
+             "q_proj": "ask", "k_proj": "offer", "v_proj": "tell", "attention_weights": "weights"}
+    own = alone.replace(*SLIP).replace("self.num_heads", "self.count")
+    for ours, theirs in names.items():
+        own = own.replace(ours, theirs)
+    (folder / "mine.py").write_text(f"from flowclip import interpolate as straight_line\n{own}")
+    (folder / "adapter.py").write_text(adapter())
     chapters = [*map(str, sorted((ROOT / "tests/spec").glob("test_[1-35-7]_*.py")))]
     attention = {
         name: [f"--impl={folder / name}.py", "--spec", "ATTN"]
@@ -49,10 +82,16 @@ def begin(folder):
         "alone": ("few", ["tests", "--impl", str(folder / "alone.py")]),
         "fused": ("few", ["--impl=tests/other_authors/fused.py", *chapters]),
         "slip": ("ci", attention["slip"]),
+        "adapter": ("few", [f"--impl={folder / 'adapter.py'}", "--spec", "ATTN"]),
         "loops": ("few", ["--impl=tests/other_authors/loops.py", *chapters]),
         "written": ("few", attention["written"]),
         "blank": ("few", attention["blank"]),
         "inside": ("few", ["--impl", "tests/other_authors/loops.py", "--spec", "ATTN"]),
+        "project": ("few", [
+            f"--impl={folder / 'project.py'}", "--spec", "PATCH",
+            f"--report={folder / 'report.json'}", f"--pictures={folder / 'pictures'}",
+        ]),
+        "hint": ("few", ["--hint", "ATTN-3"]),
         "unfinished": ("few", [f"--impl={folder / 'unfinished.py'}"]),
     })  # fmt: skip
 
@@ -92,6 +131,52 @@ def test_a_file_with_one_class_fails_nothing_but_what_needs_the_rest(judged_runs
     assert "PATCH-1: alone.py has no `patchify`" in out
     training = len([name for name in read_statements() if name.startswith("TRAIN")])
     assert found["1-objective"][3] == training, "the training step is skipped, as it is optional"
+
+
+def test_what_a_project_declares_is_counted_apart(judged_runs):
+    status, out, err = judged_runs["project"]
+    assert status == 1 and "    departs: PATCH-1, channels first\n" in out, out + err
+    assert "    fail: PATCH-2\n" in out
+    head, line = (re.search(start + ".*", out)[0].split() for start in ("chapter ", "6-transf"))
+    assert head[2:5] == ["hold", "fail", "departs"] and line[2:5] == ["0", "1", "1"]
+
+
+def test_the_table_ends_with_what_to_do_next(judged_runs):
+    after = judged_runs["project"][1].split("\n7-data")[1].splitlines()[1]
+    file, number = re.fullmatch(
+        r"next: PATCH-2, (docs/\S+) line (\d+); pytest --hint PATCH-2", after
+    ).groups()
+    assert (ROOT / file).read_text().splitlines()[int(number) - 1].startswith("- **[PATCH-2]**")
+    assert "next:" not in judged_runs["written"][1], "nothing fails there"
+
+
+def test_a_report_for_graders(judged_runs, pytestconfig):
+    rows = json.loads(Path(pytestconfig.elsewhere.name, "report.json").read_text())
+    found = {row["statement"]: (row["verdict"], row["message"]) for row in rows}
+    assert list(found) == list(read_statements())
+    assert found.pop("PATCH-1") == ("departs", "channels first")
+    verdict, message = found.pop("PATCH-2")
+    assert verdict == "fails" and message.startswith("the images[0, 0, 0, 1]: expected 1, found")
+    assert set(found.values()) == {("not run", "")}
+
+
+def test_wrong_images_are_drawn(judged_runs, pytestconfig):
+    picture = Path(pytestconfig.elsewhere.name, "pictures", "test_patches_and_back.png")
+    assert f"drawn: {picture}" in re.sub(r"\n +", "", judged_runs["project"][1])
+    greys = Counter(imread(picture)[..., 0].flatten().tolist())
+    assert sum(count > 1000 for count in greys.values()) >= 4, "no pixels of several greys"
+
+
+def test_each_statement_has_a_hint(judged_runs):
+    hints = read_hints()
+    assert set(hints) == set(read_statements())
+    assert judged_runs["hint"] == [0, f"ATTN-3: {hints['ATTN-3']}\n", ""]
+
+
+def test_an_adapter_of_a_file_with_its_own_names(judged_runs):
+    status, out, err = judged_runs["adapter"]
+    assert status == 0 and table(out)["5-attention"][:3] == [9, 9, 0], out + err
+    assert len([line for line in adapter().splitlines() if line]) <= 12
 
 
 def test_a_learner_s_way(judged_runs):

@@ -180,12 +180,20 @@ def test_digits():
     assert train.load_data("digits", 32)[0].shape == (1797, 1, 32, 32)
 
 
-def test_cifar10_comes_from_torchvision(monkeypatch):
+def test_cifar10_comes_from_torchvision(monkeypatch, tmp_path):
+    """And two processes load it one after the other."""
+    monkeypatch.chdir(tmp_path)
     pixels = np.arange(4 * 32 * 32 * 3, dtype=np.uint8).reshape(4, 32, 32, 3)
     classes = flowclip.CIFAR10_CLASSES
     cifar = SimpleNamespace(data=pixels, targets=[6, 9, 0, 5], classes=classes)
     asked = []
-    stub = lambda root, download: asked.append((root, download)) or cifar  # noqa: E731
+
+    def stub(root, download):
+        asked.append((root, download))
+        with pytest.raises(OSError, match="lock"):
+            train.FileLock("data/download.lock").acquire(blocking=False)
+        return cifar
+
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", stub)
     images, labels, captions = train.load_data("cifar10")
     assert asked == [("data", True)] and images.shape == (4, 3, 32, 32)

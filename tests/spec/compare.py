@@ -15,9 +15,11 @@ def close(name, found, expected, atol=1e-5, rtol=1e-5):
         place = wrong.nonzero()[0].tolist()
         there = f"{name}{place}" if place else name
         a, b = expected[tuple(place)].item(), found[tuple(place)].item()
-        raise AssertionError(
+        error = AssertionError(
             f"{there}: expected {a:.6g}, found {b:.6g} ({wrong.sum()} of {wrong.numel()} differ)"
         )
+        error.compared = found, expected  # what pytest --pictures draws
+        raise error
 
 
 def equal(name, found, expected):
