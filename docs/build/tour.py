@@ -16,7 +16,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 DOCS = Path(__file__).parents[1]
 
-ADDRESS = "https://github.com/YOUR_NAME/flowclip"  # the badge in README.md has it, too
+ADDRESS = "https://github.com/YOUR_NAME/flowclip"  # that of your copy; README's badge has it, too
+FOLDER = "" if "YOUR_NAME" in ADDRESS else f"{ADDRESS}/blob/main/docs/"  # what links begin with
 
 BEGIN = f"""
 # A tour of flowclip
@@ -231,11 +232,11 @@ def chapter(path):
 
 
 def cells_of(text):
-    """Markdown -> cells: what is indented is code, the rest prose, whose links lead to GitHub."""
+    """Markdown -> cells: what is indented is code, the rest prose. Colab follows whole links only."""
     paragraphs = text.strip("\n").split("\n\n")
     for is_code, part in groupby(paragraphs, lambda paragraph: paragraph.startswith("    ")):
         source = textwrap.dedent("\n\n".join(part))
-        linked = re.sub(r"\]\((?!http)", f"]({ADDRESS}/blob/main/docs/", source)
+        linked = re.sub(r"\]\((?!http)", f"]({FOLDER}", source)
         yield new_code_cell(source) if is_code else new_markdown_cell(linked)
 
 

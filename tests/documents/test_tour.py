@@ -58,14 +58,14 @@ def test_the_notebook_is_small_and_shows_its_pictures():
 
 
 def test_links_and_the_badge_lead_to_one_address(tour):
-    """On Colab nothing lies beside the notebook: links are whole, and what they name is here."""
-    folder = f"{tour.ADDRESS}/blob/main/docs/"
+    """On Colab nothing lies beside the notebook: links are whole, once there is an address."""
     prose = [cell.source for cell in tour.make_notebook().cells if cell.cell_type == "markdown"]
     targets = re.findall(r"\]\(([^)#]+)", "".join(prose))
     assert len(targets) > 15
     for target in targets:
-        assert target.startswith(folder) and (DOCS / target.removeprefix(folder)).exists(), target
-    badge = f"{folder}tour.ipynb".replace("github.com", "colab.research.google.com/github", 1)
+        assert (DOCS / target.removeprefix(tour.FOLDER)).exists(), target
+    colab = tour.ADDRESS.replace("github.com", "colab.research.google.com/github")
+    badge = f"{colab}/blob/main/docs/tour.ipynb"
     assert f"]({badge})" in (ROOT / "README.md").read_text()
 
 
