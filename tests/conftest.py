@@ -115,12 +115,16 @@ def pytest_collection_modifyitems(config, items):
             if any(not wanted or wanted in (n, n.split("-")[0]) for n in lesson.statements_of(item))
         ]
     config.hook.pytest_deselected(items=[item for item in items if item not in keep])
-    items[:] = keep
+    items[:] = sorted(keep, key=waits_for_others)
+
+
+def waits_for_others(item):
+    """What looks at other runs of pytest comes last: they go on beside the tests before it."""
+    return "judged_runs" in getattr(item, "fixturenames", ())
 
 
 def pytest_collection_finish(session):
-    """The runs that test_runner.py looks at begin now, beside the tests before it."""
-    asked = [item.module for item in session.items if "judged_runs" in item.fixturenames]
+    asked = [item.module for item in session.items if waits_for_others(item)]
     if asked and not session.config.option.collectonly:
         session.config.elsewhere = tempfile.TemporaryDirectory()
         session.config.judged_runs = asked[0].begin(Path(session.config.elsewhere.name))

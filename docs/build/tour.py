@@ -232,7 +232,7 @@ def chapter(path):
 
 
 def cells_of(text):
-    """Markdown -> cells: what is indented is code, the rest prose. Colab follows whole links only."""
+    """Markdown -> cells: what is indented is code, the rest prose. Colab needs whole links."""
     paragraphs = text.strip("\n").split("\n\n")
     for is_code, part in groupby(paragraphs, lambda paragraph: paragraph.startswith("    ")):
         source = textwrap.dedent("\n\n".join(part))

@@ -25,13 +25,14 @@ def run(profile, arguments):
     return int(status), out.getvalue(), err.getvalue()
 
 
-def start(jobs):
-    """Begin {name: (hypothesis' profile, pytest's arguments)}.
+def start(jobs, count=None):
+    """Begin {name: (hypothesis' profile, pytest's arguments)}, in so many processes.
 
     -> a function that waits for {name: (status, stdout, stderr)}.
     """
-    names, count, processes = list(jobs), os.cpu_count(), []
+    names, processes = list(jobs), []
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "", "COLUMNS": "80"}
+    count = count or os.cpu_count()
     for part in filter(None, (names[first::count] for first in range(count))):
         mine = json.dumps([jobs[name] for name in part])
         command = [sys.executable, "-m", "tests.documents.several", mine]
