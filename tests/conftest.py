@@ -20,6 +20,7 @@ torch.set_num_threads(1)  # tensors are small: a second thread would wait more t
 quiet = {
     "deadline": None,
     "report_multiple_bugs": False,
+    "phases": [phase for phase in Phase if phase != Phase.explain],  # which takes seconds
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 }
 settings.register_profile("ci", max_examples=20, derandomize=True, database=None, **quiet)
