@@ -616,7 +616,7 @@ def save_picture(path, images, columns, titles=(), rows=()):
             rearrange(image.cpu().expand(3, -1, -1).numpy(), "c h w -> h w c"),
             interpolation="nearest",  # every pixel a square
         )
-    wrap = textwrap.TextWrapper(24, max_lines=3).fill
+    wrap = textwrap.TextWrapper(22, max_lines=3).fill
     for axis, title in zip(axes.flat, titles):
         axis.set_title(wrap(title), fontsize=8, parse_math=False)
     for axis, row in zip(axes[:, 0], rows):

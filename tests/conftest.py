@@ -37,14 +37,14 @@ def pytest_addoption(parser):
     group = parser.getgroup("flowclip")
     group.addoption(
         "--impl", metavar="PATH",
-        help="judge this file in place of flowclip.py; of a file elsewhere write --impl=PATH",
+        help="judge this file in place of flowclip.py; if it lies elsewhere, write --impl=PATH",
     )  # fmt: skip
     group.addoption(
         "--spec", metavar="NAME", help="run one part of the spec: ATTN, or one statement: ATTN-3"
     )
-    group.addoption("--hint", metavar="NAME", help="print a hint to a statement: ATTN-3")
+    group.addoption("--hint", metavar="NAME", help="print a hint on a statement: ATTN-3")
     group.addoption(
-        "--pictures", metavar="DIR", help="draw images that are wrong, beside what was expected"
+        "--pictures", metavar="DIR", help="draw images that are wrong below what was expected"
     )
     group.addoption(
         "--report", metavar="FILE", help="write each statement's verdict and message, as JSON"

@@ -189,6 +189,7 @@ def write_report(path, config):
         {"statement": name, "verdict": verdict, "message": said}
         for name, (verdict, said) in verdicts(config).items()
     ]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(rows, indent=1) + "\n")
 
 

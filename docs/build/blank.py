@@ -22,8 +22,9 @@ class TextConditionalTrainer(train.TextConditionalTrainer):
         """One step of AdamW and of the average, on x0 [B, C, H, W] and B captions -> the loss.
 
         There are self.model, ema_model, optimizer, device, step (0, 1, ...), seed, lr, warmup,
-        cooldown, total_steps, ema, text_drop_prob; self.context_of(captions) -> Z, mask;
-        self.start_at_mean(images); seeded(device, seed, step, 1), a generator.
+        cooldown, total_steps, ema, text_drop_prob, autocast (around the model's call);
+        self.context_of(captions) -> Z, mask; self.start_at_mean(images);
+        seeded(device, seed, step, 1), a generator.
         """
         raise NotImplementedError
 '''

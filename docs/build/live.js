@@ -31,7 +31,7 @@ function linear(x, name) {
       }
       const at = n * outs + o;
       y[at] = a0, y[at + outs] = a1, y[at + 2 * outs] = a2, y[at + 3 * outs] = a3;
-      y[at + 1] = b0, y[at + outs + 1] = b1, y[at + 2 * outs + 1] = b2, y[at + 3 * outs + 1] = b3;
+      if (o + 1 < outs) y[at + 1] = b0, y[at + outs + 1] = b1, y[at + 2 * outs + 1] = b2, y[at + 3 * outs + 1] = b3;
     }
   return y;
 }

@@ -69,7 +69,9 @@ def write_page(checkpoint, out):
         places[name] = start, list(tensor.shape)
         start += tensor.numel()
     if 4 * start > LIMIT:
-        raise flowclip.UserError(f"{checkpoint}: {4 * start:,} bytes are too many for a page")
+        raise flowclip.UserError(
+            f"{4 * start:,} bytes are too many for a page; --checkpoint names a smaller model"
+        )
     numbers = torch.cat([tensor.flatten() for tensor in found.values()]).numpy()
     tokens = [encoder.tokens(caption) for caption in captions]
     common = os.path.commonprefix(captions).rpartition(" ")[0]

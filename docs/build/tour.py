@@ -143,7 +143,7 @@ measured. Then ask for sentences of your own. No picture of the training has a r
     if LONG:
         !python docs/studies/draw_shapes.py shapes --n 20000
         !python train.py --data shapes --clip-weights untrained --embed-dim 128 --depth 4 \
-            --heads 4 --lr 1e-3 --warmup 100 --epochs 55 --out runs/shapes --resume
+            --heads 4 --lr 1e-3 --warmup 100 --epochs 55 --compile --out runs/shapes --resume
         !python sample.py {asked} --cfg 3 --n 4 --checkpoint runs/shapes/checkpoint.pt \
             --out runs/asked.png
     Image("runs/asked.png") if LONG else None

@@ -7,13 +7,14 @@ far AdamW's steps are from its history. A run has fallen when its loss is that o
 not see x_t: 1 + the variance of the images about their pixel means. Rows go to OUT/collapse.csv,
 and OUT/collapse.png shows the loss and the share that differs, a line per run.
 --start zero leaves the last bias at zero; batch takes the first batch's mean, as [TRAIN-8] says;
-data takes that of all images.
+data takes that of every seventh image.
 """
 
 import argparse
 import csv
 import sys
 import warnings
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -26,10 +27,11 @@ import train
 COLUMNS = (
     "data", "start", "lr", "seed", "step", "loss", "stream", "differs", "score", "scale", "ratio",
 )  # fmt: skip
+RUN = COLUMNS[:4]  # what tells one run from another
 STARTS = {  # of the last bias: its color, and what the picture says
     "zero": ("tab:red", "last bias 0 at the start"),
     "batch": ("tab:blue", "minus the mean patch of a batch"),
-    "data": ("tab:green", "minus the mean patch of the data"),
+    "data": ("tab:green", "minus the mean patch of a seventh"),
 }
 
 
@@ -115,15 +117,16 @@ def run(data, encoder, start, lr, seed, args):
 def draw(path):
     """A line for each run of the table: its loss, and what of its stream differs, by step."""
     with open(path) as file:
-        rows = [row for row in csv.DictReader(file) if row["step"] != "step"]
+        rows = [*csv.DictReader(file)]
     figure = Figure((8, 3), 110, layout="constrained")
     for axis, column, said in zip(
         figure.subplots(1, 2),
         ("loss", "differs"),
         ("flow-matching loss", "share of the stream that differs between patches"),
     ):
-        for start, lr, seed in dict.fromkeys((r["start"], r["lr"], r["seed"]) for r in rows):
-            mine = [r for r in rows if (r["start"], r["lr"], r["seed"]) == (start, lr, seed)]
+        for run_of in dict.fromkeys(map(itemgetter(*RUN), rows)):
+            mine = [row for row in rows if itemgetter(*RUN)(row) == run_of]
+            start = run_of[1]
             axis.plot(
                 [int(row["step"]) for row in mine],
                 [float(row[column]) for row in mine],
@@ -143,7 +146,7 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("data", help="a folder that draw_shapes.py wrote, or any other data of train.py")
-    add("--start", nargs="+", default=["batch"], help="zero, batch, data (batch)")
+    add("--start", nargs="+", choices=[*STARTS], default=["batch"], help="(batch)")
     add("--lr", type=float, nargs="+", default=[1e-3, 2e-3], help="(1e-3 2e-3)")
     add("--seeds", type=int, nargs="+", default=[0], help="(0)")
     add("--steps", type=int, default=2800, metavar="N", help="(2800)")
@@ -156,8 +159,8 @@ def main():
     args = parse_args()
     data = train.load_data(args.data)
     encoder = flowclip.CLIPTextEncoder("ViT-S-32-alt", "untrained")
-    args.out.mkdir(exist_ok=True)
-    with open(args.out / "collapse.csv", "a") as file:
+    args.out.mkdir(parents=True, exist_ok=True)
+    with open(args.out / "collapse.csv", "w") as file:
         csv.writer(file).writerow(COLUMNS)
     for seed in args.seeds:
         for lr in args.lr:

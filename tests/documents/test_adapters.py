@@ -33,7 +33,7 @@ def judged(name):
     """Four rows of the table: {verdict: {group: number of statements, "all": their sum}}."""
     lines = (DOCS / "judged.md").read_text().splitlines()
     heading = next(line for line in lines if line.startswith("| project | verdict |"))
-    first = next(n for n, line in enumerate(lines) if line.lower().startswith(f"| [{name}]"))
+    first = next(n for n, line in enumerate(lines) if f"{name}](https" in line.lower())
     rows = {}
     for line in lines[first : first + 4]:
         _, verdict, *numbers = (cell.strip() for cell in line.strip("|").split("|"))

@@ -451,6 +451,9 @@ def test_pages_lead_to_the_model_at_work_where_it_is(tmp_path):
     assert not page.link_to_live(tmp_path)
     (tmp_path / "live.html").touch()
     assert "live.html" in page.link_to_live(tmp_path)
+    page.write_pages(tmp_path)
+    for name in ("index.html", "0-idea.html", "results.html"):
+        assert 'href="live.html"' in (tmp_path / name).read_text(), name
 
 
 @pytest.fixture

@@ -352,7 +352,6 @@ def test_the_picture_is_the_images_in_their_order(monkeypatch, tmp_path):
 
     monkeypatch.setattr(flowclip.Figure, "savefig", noted)
     images = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
-    images[..., -1] = 255  # an image may touch the border of the picture, a name may not
     titles, path = ["one", "$\\frac$", 50 * "long "], tmp_path / "new/a.png"
     flowclip.save_picture(path, images, 3, titles, ["first", 20 * "w"])
     *axes, empty = figures[0].axes
