@@ -88,11 +88,15 @@ def write_page(checkpoint, out):
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
-def main():
+def parse_args():
     parser = argparse.ArgumentParser(description="Write a page in which a trained model draws.")
     parser.add_argument("--checkpoint", metavar="PATH", help="(default: the newest in runs/)")
     parser.add_argument("--out", type=Path, default=DOCS / "page/live.html", metavar="PATH")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
     write_page(args.checkpoint, args.out)
 
 
