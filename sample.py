@@ -7,12 +7,12 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
-from einops import rearrange
 from torchvision.transforms.v2.functional import resize, to_pil_image
 
 import flowclip
@@ -47,7 +47,7 @@ def check(config):
     if config.attention == config.out:
         raise UserError(f"--out and --attention are both {config.out}")
     for path in config.out, config.attention or config.out:
-        if path.suffix not in (".png", ".jpg", ".pdf", ".svg") or path.is_dir():
+        if path.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
             raise UserError(f"--out or --attention {path}: expected a name like {path.stem}.png")
 
 
@@ -69,7 +69,7 @@ def load(path, clip_weights=None):
 
 
 # ---- Picture -------------------------------------------------------------------------------------
-def image_path(config, prompt, n, w):
+def image_path(config, prompt, w, n):
     """A name of its own for each prompt, draw, scale, seed, solver and number of steps.
 
     Of a long prompt it has the beginning; a hash tells it from those that begin alike.
@@ -99,17 +99,15 @@ def save_attention(path, prompts, tokens, images, A):
     A map is as bright as its brightest patch; the number is the token's share.
     """
     orange = torch.tensor([1.0, 0.6, 0.1]).reshape(3, 1, 1)
+    heat = flowclip.unpatchify(A / (A.amax(dim=1, keepdim=True) + 1e-9), 1)  # [B, M, h, w]
+    heat = resize(heat, images[0].shape[1:], 0)  # [B, M, H, W], every patch a square
     cells = []
     titles = []
-    for image, weights, words in zip(images, A, tokens):
-        shares = weights.mean(dim=0)
-        grid = int(len(weights) ** 0.5)  # patches a side
-        heat = rearrange(weights / (weights.amax(dim=0) + 1e-9), "(h w) m -> m 1 h w", h=grid)
-        heat = resize(heat, image.shape[1:], 0)  # 0: every patch a square
-        maps = 0.35 * image.float().mean(dim=0) + 0.65 * 255 * heat * orange
+    for image, glow, shares, words in zip(images, heat, A.mean(dim=1), tokens):
+        maps = 0.35 * image.float().mean(dim=0) + 0.65 * 255 * glow[:, None] * orange
         cells += [image, *maps.byte()]
-        words += ["padding"] * (len(shares) - len(words))
-        titles += ["image", *(f"{word}  {share:.0%}" for word, share in zip(words, shares))]
+        named = zip_longest(words, shares, fillvalue="padding")
+        titles += ["image", *(f"{word}  {share:.0%}" for word, share in named)]
     flowclip.save_picture(path, cells, 1 + A.shape[2], titles, prompts)
 
 
@@ -123,15 +121,16 @@ def main():
     asked = config.prompts or meta["captions"][:10]
     prompts = dict.fromkeys(prompt.encode(errors="replace").decode() for prompt in asked)
     prompts = list(prompts)  # each once; half an emoji is "?"
-    jobs = [(prompt, n, w) for prompt in prompts for w in config.cfg for n in range(config.n)]
+    scales = dict.fromkeys(config.cfg)
+    jobs = [*product(prompts, scales, range(config.n))]
     random = torch.Generator().manual_seed(config.seed % 2**63)
     noise = torch.randn(config.n, *meta["image_shape"], generator=random)
 
     def draw(jobs):
         """The uint8 images [C, H, W], as they come: 128 at a time fit into memory."""
         for start in range(0, len(jobs), 128):
-            texts, draws, scales = zip(*jobs[start : start + 128])
-            w = torch.tensor(scales) if len({*scales}) > 1 else scales[0]  # 0 and 1 ask once a step
+            texts, w, draws = zip(*jobs[start : start + 128])
+            w = torch.tensor(w) if len(scales) > 1 else w[0]  # 0 or 1 alone asks once a step
             with flowclip.autocast(flowclip.get_device()):
                 x = flowclip.sample_text_conditional(
                     model, encoder, texts, meta["image_shape"], config.steps, w,
@@ -145,20 +144,20 @@ def main():
             if path.exists():
                 raise UserError(f"--save-dir: {path} is there, and nothing is overwritten")
     cells = []
-    shown = max(1, 16 // len(config.cfg))  # draws of a prompt and scale in the grid
+    shown = 16 // len(scales) or 1  # draws of a prompt and scale in the grid
     for job, image in zip(jobs, draw(jobs)):
         if config.save_dir:
             to_pil_image(image).save(image_path(config, *job))
-        if job[1] < shown and job[0] in prompts[:16]:
+        if job[2] < shown and job[0] in prompts[:16]:
             cells.append(image)
-    titles = [f"w = {w:g}" for w in config.cfg for _ in range(min(shown, config.n))]
+    titles = [f"w = {w:g}" for w in scales for _ in range(config.n)[:shown]]
     flowclip.save_picture(config.out.expanduser(), cells, len(titles), titles, prompts)
     print(f"{config.out}: {len(cells)} of {len(jobs)} images")
     if config.attention:
         rows = prompts[:16]
         maps = record_attention(model, len(rows))
         with torch.compiler.set_stance("force_eager"):  # hooks record nothing in compiled blocks
-            images = list(draw([(prompt, 0, max(config.cfg) or 1) for prompt in rows]))
+            images = list(draw([(prompt, max(scales) or 1, 0) for prompt in rows]))
         tokens = [encoder.tokens(prompt) for prompt in rows]
         path = config.attention.expanduser()
         save_attention(path, rows, tokens, images, sum(maps) / len(maps))

@@ -141,7 +141,7 @@ def load_data(name, img_size=None, patch_size=4):
         labels = digits.target
         classes = datasets.MNIST.classes
     else:
-        source = f"--data {name}, from the network, which --data digits and --data DIR do not need"
+        source = f"--data {name}, into data/ from the network, unlike --data digits and --data DIR"
         with blame(source), FileLock("data/download.lock"):  # one process after another
             found = getattr(datasets, TORCHVISION[name])("data", download=True)
         images = found.data
@@ -591,7 +591,7 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / "in-use.lock")  # the system's: it ends with the process
     if not rank:
-        with blame(f"{out} is in use by another run"):
+        with blame(f"{out} cannot be locked, as when another run uses it"):
             lock.acquire(blocking=False)
     exists = checkpoint.exists()
     if exists and config.resume == config.overwrite:

@@ -249,7 +249,7 @@ def test_each_image_is_that_of_its_prompt_scale_and_draw(
         (1, 58, 1.0): None, (1, 69, 3.0): None,
     }.items():  # fmt: skip
         p, i, w = name
-        path = sample.image_path(config, prompts[p], i, w)
+        path = sample.image_path(config, prompts[p], w, i)
         alone = flowclip.sample_text_conditional(
             model, small_encoder, prompts[p], (1, 8, 8), 2, w,
             noise=noise[i][None], solver="heun",

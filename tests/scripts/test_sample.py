@@ -35,19 +35,19 @@ def test_each_image_has_a_name_of_its_own():
         for seed in (0, 1) for solver in ("euler", "heun") for steps in (1, 11)
     ]  # fmt: skip
     paths = [
-        sample.image_path(each, prompt, n, w)
+        sample.image_path(each, prompt, w, n)
         for each, prompt in itertools.product(settings, PROMPTS)
         for n in (0, 1) for w in (1.0, 1.0000001, 7.5)
     ]  # fmt: skip
     assert len(set(paths)) == len(paths)
     assert all(path.parent == Path("d") and len(path.name.encode()) < 255 for path in paths)
-    assert "собака" in str(sample.image_path(config, "собака", 0, 1.0))
+    assert "собака" in str(sample.image_path(config, "собака", 1.0, 0))
 
 
 def test_nothing_is_overwritten(command, monkeypatch, tmp_path):
     monkeypatch.setattr(sample, "load", lambda *_: (None, None, {"image_shape": (1, 8, 8)}))
     monkeypatch.setattr(flowclip, "sample_text_conditional", None)
-    path = sample.image_path(sample.Config(save_dir=tmp_path), "x", 0, 7.5)
+    path = sample.image_path(sample.Config(save_dir=tmp_path), "x", 7.5, 0)
     path.write_text("mine")
     one_line(command(sample, "x", "--save-dir", tmp_path), path.name)
     assert path.read_text() == "mine"
