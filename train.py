@@ -93,17 +93,16 @@ MAY_CHANGE = (  # when a run is resumed
 )
 
 
+AT_LEAST_1 = "epochs batch_size embed_dim depth heads patch_size max_steps save_every sample_every"
+
+
 def check_numbers(config):
     """UserError for a number that would train nothing, or something else, in silence."""
-    at_least_1 = "epochs batch_size embed_dim depth heads patch_size max_steps save_every"
-    for name in [*at_least_1.split(), "sample_every"]:
-        if not getattr(config, name) >= 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}, below 1")
-    for name, most in {"text_drop": 1, "cooldown": 1, "seed": 2**63 - 1}.items():
-        if not 0 <= getattr(config, name) <= most:
-            raise UserError(f"--{name.replace('_', '-')} is not in 0 to {most}")
-    if config.embed_dim % 4 or config.embed_dim % config.heads:
-        raise UserError(f"--embed-dim {config.embed_dim} is no multiple of 4 and of --heads")
+    for name, value in vars(config).items():
+        least = name in AT_LEAST_1.split()
+        most = 1 if name in ("text_drop", "cooldown") else inf
+        if isinstance(value, int | float) and not least <= value <= most:
+            raise UserError(f"--{name.replace('_', '-')} {value} is not in {least:d} to {most}")
 
 
 @contextmanager
@@ -136,23 +135,21 @@ def load_data(name, img_size=None, patch_size=4):
     if folder.is_dir() or name not in (*TORCHVISION, "digits"):
         return load_folder(folder, img_size, patch_size)
     if name == "digits":
-        digits = load_digits()  # handwritten, values 0 to 16
-        images = digits.images * 255 / 16  # [1797, 8, 8]
-        labels = digits.target
-        classes = datasets.MNIST.classes
+        found = load_digits()  # handwritten
+        found.data = found.images * 255 / 16  # [1797, 8, 8], the values were 0 to 16
+        found.targets = found.target
+        found.classes = datasets.MNIST.classes
     else:
         source = f"--data {name}, into data/ from the network, unlike --data digits and --data DIR"
         with blame(source), FileLock("data/download.lock"):  # one process after another
             found = getattr(datasets, TORCHVISION[name])("data", download=True)
-        images = found.data
-        labels = found.targets
-        classes = found.classes
-    images = torch.as_tensor(images).round().byte()
+    images = torch.as_tensor(found.data).round().byte()
     images = rearrange(images, "n h w ... -> n (...) h w")  # digits and MNIST have no channels
     if img_size:
         images = resize(images, [img_size, img_size])
-    names = [name.split(" - ")[-1].replace("_", " ").lower() for name in classes]  # "7 - seven"
-    return images, torch.as_tensor(labels), flowclip.make_captions(names)
+    # "7 - seven" is a class of MNIST
+    names = [name.split(" - ")[-1].replace("_", " ").lower() for name in found.classes]
+    return images, torch.as_tensor(found.targets), flowclip.make_captions(names)
 
 
 def walk(folder):
@@ -251,10 +248,10 @@ def read_image(path):
             image = ImageOps.exif_transpose(image)
         if image.mode[0] in "IF":
             raise ValueError("its greys have more than 8 bits")
-        if image.has_transparency_data:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        return image.convert("RGB")
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image)
+        return white
 
 
 def load_folder(folder, img_size, patch_size):
@@ -586,8 +583,11 @@ def main():
     checkpoint = out / "checkpoint.pt"
     images, labels, captions = load_data(config.data, config.img_size, config.patch_size)
     count, channels, _, size = images.shape
-    if size % config.patch_size:
-        raise UserError(f"--img-size {size} is no multiple of --patch-size {config.patch_size}")
+    if size % config.patch_size or config.embed_dim % 4 or config.embed_dim % config.heads:
+        raise UserError(
+            f"expected --img-size {size} a multiple of --patch-size {config.patch_size}, and "
+            f"--embed-dim {config.embed_dim} of 4 and of --heads {config.heads}"
+        )
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / "in-use.lock")  # the system's: it ends with the process
     if not rank:
@@ -604,7 +604,7 @@ def main():
     weights = os.path.expanduser(config.clip_weights)
     encoder = flowclip.CLIPTextEncoder(config.clip, weights, device)
 
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed % 2**63)
     model = flowclip.TextConditionalDiT(
         size, config.patch_size, channels, config.embed_dim, config.depth, config.heads,
         context_dim=encoder.embed_dim,
