@@ -614,14 +614,14 @@ def test_100_command_lines_end_in_0_or_2(command, drawn, no_pictures, module, da
 
 @heavy
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_8_kills_lose_nothing(tmp_path):
-    command = [sys.executable, str(ROOT / "tests/scripts/forked.py"), "--kills", "8"]
+def test_15_kills_lose_nothing(tmp_path):
+    command = [sys.executable, str(ROOT / "tests/scripts/forked.py"), "--kills", "15"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    said = re.match(r"8 kills of \d+ runs, (\d+) of them during a save", done.stdout)
+    said = re.match(r"15 kills of \d+ runs, (\d+) of them during a save", done.stdout)
     assert int(said[1]) > 0, done.stdout
 
 
