@@ -346,7 +346,8 @@ def parts(model):
     for i in (0, 2):
         others[f"time_mlp[{i}]"] = model.time_mlp[i]
     for n, block in enumerate(model.blocks):
-        attentions = ["self_attn", *(["cross_attn"] if hasattr(block, "cross_attn") else [])]
+        both = "self_attn", "cross_attn"
+        attentions = [name for name in both if getattr(block, name, None) is not None]
         for i in (0, 2):
             others[f"blocks[{n}].mlp[{i}]"] = block.mlp[i]
         for name in attentions:
@@ -407,7 +408,7 @@ def test_which_step_reaches_which_layer(kind):
     zero, others = parts(model)
     layers, waiting = zero | others, {"time_mlp[0]", "time_mlp[2]", "label_embedding"}
     for name in ("label_embedding", "context_proj"):
-        if hasattr(model, name):
+        if getattr(model, name, None) is not None:
             layers[name] = getattr(model, name)
     target = torch.randn_like(given_inputs[0])
     for step in (1, 2, 3):
