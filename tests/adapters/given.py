@@ -43,6 +43,23 @@ class Calls(torch.nn.Module):
         return self.function(*args)
 
 
+class AdaLN(torch.nn.Module):
+    """That of a project's `last_layer`, as DiT has it, without the linear layer behind it."""
+
+    def __init__(self, embed_dim, cond_dim):
+        super().__init__()
+        self.layer = self.last_layer(embed_dim, 1, 1)
+        self.layer.adaLN_modulation[1] = torch.nn.Linear(cond_dim, 2 * embed_dim)
+        self.layer.linear = torch.nn.Identity()
+
+    @property
+    def linear(self):
+        return self.layer.adaLN_modulation[1]
+
+    def forward(self, x, c):
+        return self.layer(x, c)
+
+
 def patches_of(embed, images, patch_size):
     """What a convolution with stride p cuts out: it is given weights that copy each number."""
     size = patch_size**2 * images.shape[1]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import torch
 from hypothesis import assume
 
+from tests.adapters import given
 from tests.adapters.given import checkout, drawn
 
 checkout()
@@ -84,18 +85,5 @@ def timestep_embedding(t, dim):
     return dit.TimestepEmbedder.timestep_embedding(t, dim)
 
 
-class AdaLN(torch.nn.Module):
-    """The last layer's, without its linear layer."""
-
-    def __init__(self, embed_dim, cond_dim):
-        super().__init__()
-        self.layer = dit.FinalLayer(embed_dim, 1, 1)
-        self.layer.adaLN_modulation[1] = torch.nn.Linear(cond_dim, 2 * embed_dim)
-        self.layer.linear = torch.nn.Identity()
-
-    @property
-    def linear(self):
-        return self.layer.adaLN_modulation[1]
-
-    def forward(self, x, c):
-        return self.layer(x, c)
+class AdaLN(given.AdaLN):
+    last_layer = dit.FinalLayer
