@@ -14,10 +14,9 @@ import signal
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from math import inf
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from shlex import quote
 from time import perf_counter
@@ -36,6 +35,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision import datasets
 from torchvision.transforms.v2.functional import pil_to_tensor, resize
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 import flowclip
 from flowclip import UserError
@@ -50,7 +50,8 @@ class Config:
 
     # What is learned from
     data: str = "cifar10"  # cifar10, cifar100, mnist, fashion-mnist, digits, or a folder
-    img_size: int = 0  # pixels per side; 0: as the data are
+    img_size: int = 0  # pixels per side; 0: as the data are, of a folder at most 64
+    held_out: bool = True  # train on all but one image in fifty; cifar10 and its like: on all
     clip: str = "ViT-B-32-quickgelu"  # the text encoder, a model of open_clip
     clip_weights: str = "openai"  # its weights: openai, PATH, or untrained
 
@@ -91,8 +92,6 @@ MAY_CHANGE = (  # when a run is resumed
     "data clip_weights demo epochs lr cooldown device precision compile out overwrite "
     "max_steps save_every sample_every"
 )
-
-
 AT_LEAST_1 = "epochs batch_size embed_dim depth heads patch_size max_steps save_every sample_every"
 
 
@@ -114,9 +113,14 @@ def blame(what):
         raise UserError(f"{what}: {error!s:.300}") from None
 
 
+def get_rank():
+    """The number of this process: 0, unless torchrun has started several."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
 def say(text):
     """Print at once. A closed terminal, or a full disk under the log, ends no run."""
-    if not (distributed.is_initialized() and distributed.get_rank()):  # the first one speaks
+    if get_rank() == 0:
         try:
             print(text, flush=True)
         except OSError:
@@ -129,11 +133,14 @@ TORCHVISION = {  # --data: the class that downloads it
 }  # fmt: skip
 
 
-def load_data(name, img_size=None, patch_size=4):
-    """A folder, or else a data set by its name -> images [N, C, H, W], labels [N], captions."""
-    folder = Path(os.path.expanduser(name))
+def load_data(name, img_size=0, train=True):
+    """A folder, or else a data set by its name -> images [N, C, H, W], labels [N], captions.
+
+    train=False: the test images instead, of a data set that torchvision downloads.
+    """
+    folder = Path(name).expanduser()
     if folder.is_dir() or name not in (*TORCHVISION, "digits"):
-        return load_folder(folder, img_size, patch_size)
+        return load_folder(folder, img_size)
     if name == "digits":
         found = load_digits()  # handwritten
         found.data = found.images * 255 / 16  # [1797, 8, 8], the values were 0 to 16
@@ -142,7 +149,7 @@ def load_data(name, img_size=None, patch_size=4):
     else:
         source = f"--data {name}, into data/ from the network, unlike --data digits and --data DIR"
         with blame(source), FileLock("data/download.lock"):  # one process after another
-            found = getattr(datasets, TORCHVISION[name])("data", download=True)
+            found = getattr(datasets, TORCHVISION[name])("data", train, download=True)
     images = torch.as_tensor(found.data).round().byte()
     images = rearrange(images, "n h w ... -> n (...) h w")  # digits and MNIST have no channels
     if img_size:
@@ -153,12 +160,12 @@ def load_data(name, img_size=None, patch_size=4):
 
 
 def walk(folder):
-    """(path, ending) of all that lies below a folder. Links are followed, unless they lead up."""
+    """The files below a folder, but the hidden. Links are followed, unless they lead up."""
     for path in sorted(folder.iterdir()):  # OSError for a link to nothing
         if path.name.startswith((".", "@", "__")):
-            yield path, "hidden"
-        elif path.is_file():
-            yield path, path.suffix.lower()
+            continue
+        if path.is_file():
+            yield path
         elif not folder.resolve().is_relative_to(path.resolve()):
             yield from walk(path)
 
@@ -173,8 +180,7 @@ def read_metadata(path):
     """(path of an image, text) of each row. ValueError gives the line that is wrong."""
     lines = io.StringIO(path.read_text("utf-8-sig")).readlines()
     table = csv.reader(lines, skipinitialspace=True, strict=True)
-    columns = []
-    pairs = []
+    columns = None
     for number, line in enumerate(lines, 1):
         if number <= table.line_num or not line.strip():
             continue  # the row before has it, or nobody
@@ -185,13 +191,15 @@ def read_metadata(path):
                 row = dict(zip(columns, fields, strict=True))
             else:
                 row = json.loads(line)
-            pairs.append((path.parent / row["file_name"], row["text"].strip()))
+            image = path.parent / row["file_name"]
+            text = row["text"].strip()
         except Exception:
             raise ValueError(
                 f"line {number}: expected a file_name and a text, and no field more than the first "
                 f"line has, found {line.strip():.80}"
             ) from None
-    return pairs[len(columns) > 0 :]  # without the names of the columns
+        if image.name != "file_name":  # the names of the columns
+            yield image, text
 
 
 def find_captions(folder):
@@ -201,7 +209,8 @@ def find_captions(folder):
     others = []  # the endings of what is passed over
     with blame(f"--data {folder}"):
         files = [*walk(folder)]  # found before any is read
-    for path, ending in files:
+    for path in files:
+        ending = path.suffix.lower()
         pairs = []
         with blame(f"--data {path}"):
             if ending in (*datasets.folder.IMG_EXTENSIONS, ".gif"):
@@ -209,7 +218,7 @@ def find_captions(folder):
             elif ending in (".txt", ".caption"):
                 pairs = [(path.with_suffix(""), path.read_text("utf-8-sig").strip())]
             elif path.name.lower() in ("metadata.csv", "metadata.jsonl"):
-                pairs = read_metadata(path)
+                pairs = [*read_metadata(path)]
             else:
                 others.append(ending)
         for image, text in pairs:
@@ -230,12 +239,11 @@ def find_captions(folder):
         raise UserError(
             f"--data {folder}: no image is there, or none for its texts {untaken[:1]}"
         )
-    return [  # half an emoji, or a name in another encoding, becomes U+FFFD
-        (path, caption.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    return [  # half an emoji, or a letter of another encoding, becomes "?"
+        (path, caption.encode(errors="replace").decode())
         for path, key, name in zip(paths, keys, named)
         for caption in texts.get(key, [name])
     ]
-
 
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**30  # texts are no pixels
 
@@ -254,26 +262,19 @@ def read_image(path):
         return white
 
 
-def load_folder(folder, img_size, patch_size):
+def load_folder(folder, img_size):
     """The images below a folder, cropped about their centres, their labels and captions.
 
     An image of several captions is there once for each. UserError names the file that is wrong.
     """
     paths, captions = zip(*find_captions(folder))
-    size = img_size or min(read_image(paths[0]).size)
-    if size % patch_size or size > (img_size or 32 * patch_size):
-        raise UserError(
-            f"--data {paths[0]}: {size} pixels a side, try --img-size {16 * patch_size}"
-        )
+    size = img_size or min(64, *read_image(paths[0]).size)
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
 
-    def fill(row):
+    def fill(row):  # each writes its own: no image is held twice
         images[row] = pil_to_tensor(ImageOps.fit(read_image(paths[row]), (size, size)))
 
-    with ThreadPool() as pool:  # each writes its own rows: no image is held twice
-        rows = pool.imap(fill, range(len(paths)))
-        for _ in tqdm(rows, "reading", len(paths), leave=False, disable=None):
-            pass
+    thread_map(fill, range(len(paths)), desc="reading", leave=False, disable=None)
     captions, labels = np.unique(np.array(captions, object), return_inverse=True)
     return images, torch.from_numpy(labels), captions.tolist()
 
@@ -292,24 +293,17 @@ class Batches:
     batch_size: int
     seed: int = 0
     epoch: int = 0
+    rows: torch.Tensor = ...  # which of the N; by default, `...`, all of them
 
     def __len__(self):
-        return len(self.images) // self.batch_size
+        return len(self.labels[self.rows]) // self.batch_size
 
     def __iter__(self):
-        order = torch.randperm(len(self.images), generator=seeded("cpu", self.seed, self.epoch, 0))
-        for batch in order.split(self.batch_size)[: len(self)]:
+        rows = torch.arange(len(self.labels))[self.rows]
+        order = torch.randperm(len(rows), generator=seeded("cpu", self.seed, self.epoch, 0))
+        for batch in rows[order].split(self.batch_size)[: len(self)]:
             images = self.images[batch.to(self.images.device, non_blocking=True)]
             yield flowclip.normalize_images(images), self.labels[batch]
-
-
-def check_images(images):
-    """ValueError for the first batch of an epoch that has other images than training takes."""
-    if getattr(images, "dtype", None) != torch.float32 or not images.abs().max() <= 1.5:
-        raise ValueError(
-            f"a batch begins with a {torch.typename(images)}, {images!r:.80}: "
-            "expected (images [B, C, H, W] in float32, none beyond -1 and 1, labels)"
-        )
 
 
 # ---- The trainer ---------------------------------------------------------------------------------
@@ -327,9 +321,10 @@ class TextConditionalTrainer:
     """AdamW on the flow-matching loss, with null-text dropout and averaged weights (EMA).
 
     dataloader: gives (images [B, C, H, W] in [-1, 1], labels), once per epoch; its `.epoch`, if it
-    has one, is set before. caption_fn: labels -> a list of B captions. total_steps:
-    of the whole run; in the last `cooldown` of them the rate falls. metrics: the path of
-    metrics.csv. Under torch.distributed each process takes a part of B.
+    has one, is set before. caption_fn: labels -> a list of B captions. held_out: gives what is not
+    trained on, in the same way. total_steps: of the whole run; in the last `cooldown` of them the
+    rate falls. metrics: the path of metrics.csv. Under torch.distributed each process takes a part
+    of B.
     """
     model: torch.nn.Module
     text_encoder: torch.nn.Module
@@ -346,6 +341,7 @@ class TextConditionalTrainer:
     metrics: Path | None = None
     total_steps: float = inf
     cooldown: float = 0
+    held_out: Iterable = ()
     step = epoch = rank = stop_signal = 0  # stop_signal: the number of a signal, once it has come
     written = 0  # rows of metrics.csv that this process has written
     world_size = 1  # processes
@@ -359,12 +355,13 @@ class TextConditionalTrainer:
         )
         self.parallel_model = self.model
         if distributed.is_initialized():
-            self.rank = distributed.get_rank()
+            self.rank = get_rank()
             self.world_size = distributed.get_world_size()
             self.parallel_model = torch.nn.parallel.DistributedDataParallel(self.model)
         self.losses = []  # one mean per epoch
         self.epoch_losses = []  # of each step of this epoch, on the device: a step never waits
-        self.recent = []  # (loss, images, seconds) of each step since the last row of metrics.csv
+        self.held_out_losses = []  # (step, loss), one per epoch
+        self.recent = []  # (loss, seconds per image) of each step since the last row
         self.rows = ["step,epoch,loss,images_per_second\n"]
         self.tokens = {}  # caption -> Z of its real tokens [length, D], on the CPU
         self.context_of([""])
@@ -400,11 +397,13 @@ class TextConditionalTrainer:
     def train_step(self, images, captions):
         """One step of AdamW and of the average -> the loss, still on the device."""
         B = len(images)
-        if isinstance(captions, str) or len(captions) != B:
+        if len(captions) != B:
             raise ValueError(f"caption_fn gave {captions!r:.80}, expected {B} captions")
         if B % self.world_size:
             raise UserError(f"--batch-size {B} is no multiple of {self.world_size} processes")
         if self.step == 0:
+            if not images.abs().max() <= 1.5:
+                raise ValueError(f"images are {images!r:.80}, expected none beyond -1 and 1")
             self.start_at_mean(images)
         random = seeded(self.device, self.seed, self.step, 1)  # [TRAIN-4]
         x1 = torch.randn(images.shape, generator=random, device=self.device)
@@ -447,24 +446,35 @@ class TextConditionalTrainer:
             for images, labels in itertools.islice(bar, len(self.epoch_losses), None):
                 if self.step >= max_steps or self.stopped():
                     return self.losses
-                if not self.epoch_losses:
-                    check_images(images)
                 loss = self.train_step(images, self.caption_fn(labels))
                 self.epoch_losses.append(loss)
-                self.recent.append((loss, len(images), perf_counter() - clock))
+                self.recent.append((loss, (perf_counter() - clock) / len(images)))
                 clock = perf_counter()
                 if self.step % 10 == 0:
                     bar.set_postfix(loss=self.log())
             if not self.epoch_losses:
                 raise UserError("no batch: fewer images than --batch-size, or an empty dataloader")
-            self.losses.append(torch.stack(self.epoch_losses).mean().item())
+            self.losses.append(torch.tensor(self.epoch_losses).mean().item())
             self.epoch += 1
             self.epoch_losses = []
-            say(
-                f"Epoch {self.epoch}: avg_loss = {self.losses[-1]:.4f} "
-                f"(epoch {self.epoch}/step {self.step})"
-            )
+            said = f"Epoch {self.epoch}: avg_loss = {self.losses[-1]:.4f}"
+            if self.held_out:
+                self.held_out_losses.append((self.step, self.held_out_loss()))
+                said += f", held_out_loss = {self.held_out_losses[-1][1]:.4f}"
+            say(f"{said} (epoch {self.epoch}/step {self.step})")
         return self.losses
+
+    @torch.no_grad()
+    def held_out_loss(self):
+        """The loss of the averaged model on held_out; noise and times are the same each time."""
+        with torch.random.fork_rng(), self.autocast:
+            torch.manual_seed(self.seed)
+            losses = []
+            for images, labels in self.held_out:
+                text = self.context_of(self.caption_fn(labels))
+                x0 = images.to(self.device)
+                losses.append(flowclip.flow_matching_loss(self.ema_model, x0, *text))
+        return torch.stack(losses).mean().item()
 
     def stopped(self):
         """The signal that ends the run, or 0; several processes agree on it every 10 steps."""
@@ -477,13 +487,11 @@ class TextConditionalTrainer:
         return agreed.item()
 
     def log(self):
-        """Add a row to metrics.csv over the steps since the last row -> their mean loss."""
+        """Add a row of metrics.csv over the steps since the last row -> their mean loss."""
         self.check_finite()
-        losses, images, seconds = zip(*self.recent)
-        loss = torch.stack(losses).mean().item()
-        rate = sum(images) / sum(seconds)
+        loss, seconds = torch.tensor(self.recent).mean(dim=0).tolist()
         epoch = self.epoch + bool(self.epoch_losses)  # counted from 1
-        self.rows.append(f"{self.step},{epoch},{loss:.6f},{rate:.1f}\n")
+        self.rows.append(f"{self.step},{epoch},{loss:.6f},{1 / seconds:.1f}\n")
         self.recent = []
         if self.metrics:
             with noting_errors(), open(self.metrics, "a" if self.written else "w") as file:
@@ -507,7 +515,7 @@ class TextConditionalTrainer:
             "captions": list(filter(None, self.tokens)),
             "epoch": self.epoch, "step": self.step, "losses": self.losses,
         }  # fmt: skip
-        state = "step epoch losses epoch_losses recent rows tokens"  # what resume() takes up
+        state = "step epoch losses epoch_losses held_out_losses recent rows tokens"  # for resume()
         training = {
             "state": {name: getattr(self, name) for name in state.split()},
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
@@ -520,7 +528,7 @@ class TextConditionalTrainer:
 
     def resume(self, path, **settings):
         """Go on where save_checkpoint stopped, with the same settings, also inside an epoch."""
-        checkpoint = flowclip.read_checkpoint(path, self.device)
+        checkpoint = flowclip.read_checkpoint(path)
         training = checkpoint["training"]
         for name, now in settings.items():
             then = training["run"].get(name)
@@ -531,14 +539,10 @@ class TextConditionalTrainer:
                 if name not in MAY_CHANGE.split():
                     raise UserError(said)
                 say(said)
-        null = torch.tensor(checkpoint["meta"]["clip_null"])
-        if not torch.allclose(null, self.tokens[""][-1], atol=0.05):
-            raise UserError(f"--resume: {path} was trained with other text weights")
         self.ema_model.load_state_dict(checkpoint["model"])
         self.model.load_state_dict(training["model"])
         self.optimizer.load_state_dict(training["optimizer"])
         vars(self).update(training["state"])
-        self.tokens = {caption: Z.cpu() for caption, Z in self.tokens.items()}
         say(f"--resume: {self.step} steps are done")
 
 
@@ -548,7 +552,8 @@ def draw_pictures(out, trainer, captions):
     table = np.genfromtxt(trainer.rows, delimiter=",", names=True)
     axes = Figure().subplots()
     axes.plot(table["step"], table["loss"])
-    axes.set_title("flow-matching loss by step, means of 10 steps")
+    axes.plot(*zip(*trainer.held_out_losses), ".-")
+    axes.set_title("flow-matching loss by step, means of 10 steps; orange: held out")
     prompts = captions[:20]
     with trainer.autocast:
         images = flowclip.sample_text_conditional(
@@ -561,16 +566,15 @@ def draw_pictures(out, trainer, captions):
 
 
 def begin_process(name):
-    """-> the device, and the rank of this process: 0, unless torchrun has started several."""
+    """-> the device. One of several processes, which torchrun has started, joins the others."""
     with blame(f"--device {name}"):
         device = flowclip.get_device() if name == "auto" else torch.device(name)
         torch.zeros(1, device=device)
-    if not distributed.is_torchelastic_launched():
-        return device, 0
-    if device.type == "cuda":
-        torch.cuda.set_device(distributed.get_node_local_rank())
-    distributed.init_process_group()
-    return device, distributed.get_rank()
+    if distributed.is_torchelastic_launched():
+        if device.type == "cuda":
+            torch.cuda.set_device(distributed.get_node_local_rank())
+        distributed.init_process_group()
+    return device
 
 
 def main():
@@ -578,10 +582,10 @@ def main():
     config = tyro.cli(Config, args=preset + sys.argv[1:])  # of a flag given twice the last counts
     start = perf_counter()
     check_numbers(config)
-    device, rank = begin_process(config.device)
+    device = begin_process(config.device)
     out = Path(config.out or f"runs/{Path(config.data).resolve().name}").expanduser()
     checkpoint = out / "checkpoint.pt"
-    images, labels, captions = load_data(config.data, config.img_size, config.patch_size)
+    images, labels, captions = load_data(config.data, config.img_size)
     count, channels, _, size = images.shape
     if size % config.patch_size or config.embed_dim % 4 or config.embed_dim % config.heads:
         raise UserError(
@@ -590,9 +594,8 @@ def main():
         )
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / "in-use.lock")  # the system's: it ends with the process
-    if not rank:
-        with blame(f"{out} cannot be locked, as when another run uses it"):
-            lock.acquire(blocking=False)
+    if get_rank() == 0:
+        lock.acquire(blocking=False)
     exists = checkpoint.exists()
     if exists and config.resume == config.overwrite:
         raise UserError(f"{checkpoint} exists: --resume goes on from it, --overwrite starts anew")
@@ -609,13 +612,21 @@ def main():
         size, config.patch_size, channels, config.embed_dim, config.depth, config.heads,
         context_dim=encoder.embed_dim,
     )  # fmt: skip
-    batches = Batches(images.to(device), labels, config.batch_size, config.seed)
+    data = images.to(device), labels
+    rows = torch.randperm(count, generator=seeded("cpu", config.seed, 2))
+    kept = count // 50 if config.held_out else 0
+    test = Batches(*data, min(config.batch_size, kept or 1), rows=rows[:kept])
+    if kept and config.data in TORCHVISION:
+        test = Batches(*load_data(config.data, config.img_size, False)[:2], config.batch_size)
+        kept = 0
+    rows = rows[kept:].sort().values
+    batches = Batches(*data, config.batch_size, config.seed, rows=rows)
     steps = config.epochs * len(batches)
     trainer = TextConditionalTrainer(
         model, encoder, batches, lambda labels: [captions[label] for label in labels],
         config.lr, config.weight_decay, config.text_drop, device, config.ema, config.warmup,
-        config.precision, config.seed, None if rank else out / "metrics.csv",
-        steps, config.cooldown * steps,
+        config.precision, config.seed, None if get_rank() else out / "metrics.csv",
+        steps, config.cooldown * steps, test,
     )  # fmt: skip
     if config.compile:
         flowclip.compile_blocks(model)
@@ -623,34 +634,29 @@ def main():
     del settings["resume"]  # it is no setting of the run
     if config.resume and exists:
         trainer.resume(checkpoint, **settings)
-    bar = tqdm(captions, "captions", leave=False, disable=None)
-    for part in torch.utils.data.BatchSampler(bar, 256, False):
+    parts = torch.utils.data.DataLoader(captions, 256)
+    for part in tqdm(parts, "captions", leave=False, disable=None):
         trainer.context_of(part)  # before the first step, so that no step waits
 
     def stop(number, frame):
         trainer.stop_signal = number
         signal.signal(number, signal.SIG_DFL)  # a second one stops at once
 
-    handlers = {
-        number: signal.signal(number, stop)
-        for number in signal.valid_signals() & {1, 2, 15}  # SIGHUP, SIGINT, SIGTERM
-        if signal.getsignal(number) != signal.SIG_IGN  # as nohup has it
-    }
-    try:
+    with ExitStack() as handlers:  # which are put back at its end
+        for number in signal.valid_signals() & {1, 2, 15}:  # SIGHUP, SIGINT, SIGTERM
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                handlers.callback(signal.signal, number, signal.signal(number, stop))
         while trainer.epoch < config.epochs and trainer.step < config.max_steps:
             trainer.train(1, min(config.max_steps, trainer.step + config.save_every))
             trainer.save_checkpoint(checkpoint, **settings)
             if number := trainer.stopped():
                 say(f"stopped after step {trainer.step}; --resume goes on from {checkpoint}")
                 sys.exit(128 + number)
-            if not (trainer.epoch_losses or trainer.epoch % config.sample_every or rank):
+            if not (trainer.epoch_losses or trainer.epoch % config.sample_every or trainer.rank):
                 draw_pictures(out, trainer, captions)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     if distributed.is_initialized():
         distributed.destroy_process_group()
-    if rank:
+    if trainer.rank:
         return
     if trainer.recent:
         trainer.log()

@@ -220,7 +220,7 @@ def make_model():
     return make
 
 
-TINY = ["--embed-dim", "16", "--depth", "1", "--heads", "2"]
+TINY = ["--embed-dim", "16", "--depth", "1", "--heads", "2", "--no-held-out"]
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def main():
     args = parse_args()
     metric = make_metric()
     run = flowclip.read_checkpoint(args.checkpoint)["training"]["run"]
-    images, labels, captions = train.load_data(run["data"], run["img_size"], run["patch_size"])
+    images, labels, captions = train.load_data(run["data"], run["img_size"])
     see(metric, images, real=True)
     model, encoder, meta = sample.load(args.checkpoint)
     # as often as in training: the labels of images in a fixed order, again and again

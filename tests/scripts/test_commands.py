@@ -188,15 +188,15 @@ def test_cifar10_comes_from_torchvision(monkeypatch, tmp_path):
     cifar = SimpleNamespace(data=pixels, targets=[6, 9, 0, 5], classes=classes)
     asked = []
 
-    def stub(root, download):
-        asked.append((root, download))
+    def stub(root, is_train, download):
+        asked.append((root, is_train, download))
         with pytest.raises(OSError, match="lock"):
             train.FileLock("data/download.lock").acquire(blocking=False)
         return cifar
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", stub)
     images, labels, captions = train.load_data("cifar10")
-    assert asked == [("data", True)] and images.shape == (4, 3, 32, 32)
+    assert asked == [("data", True, True)] and images.shape == (4, 3, 32, 32)
     assert images.dtype == torch.uint8 and images[0, :, 0, 1].tolist() == [3, 4, 5]
     assert labels.tolist() == [6, 9, 0, 5] and captions[5] == "a photo of a dog"
 

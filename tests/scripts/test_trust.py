@@ -320,8 +320,6 @@ def test_the_same_files_by_another_path_go_on(command, no_pictures, small_encode
     picture(tmp_path / "my/dog/a.png")
     state = small_encoder.tower.state_dict()
     torch.save(state, "right.pt")
-    torch.save({name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in state.items()},
-               "wrong.pt")  # fmt: skip
     options = [*TINY, "--clip", "small-clip", "--batch-size", 1, "--out", "run", "--resume"]
     first = ["--data", "my", "--clip-weights", "right.pt", "--max-steps", 1]
     assert command(train, *options, *first)[0] == 0
@@ -334,8 +332,6 @@ def test_the_same_files_by_another_path_go_on(command, no_pictures, small_encode
         status, out, err = command(train, *options, *moved)
         assert status == 0 and "--resume: data was " in out, err
     assert flowclip.load_checkpoint("run/checkpoint.pt")[1]["step"] == 3
-    wrong = ["--data", "moved", "--clip-weights", "wrong.pt", "--max-steps", 4]
-    one_line(command(train, *options, *wrong), "other text weights")
 
 
 def test_checkpoints_every_n_steps_and_each_epoch(command, monkeypatch, no_pictures):
@@ -401,26 +397,16 @@ def test_a_terminal_of_other_letters_ends_no_run(no_pictures, monkeypatch, tmp_p
     assert "captions like 'a photo of a \\u72ac'" in said and "next: python sample.py" in said
 
 
-@pytest.mark.parametrize("batch, found", [
-    ((torch.full((2, 3, 8, 8), 59).byte(), [0, 1]), "torch.ByteTensor, tensor([[[[59, "),
-    ((torch.eye(8).mul(255).expand(2, 3, 8, 8), [0, 1]), "torch.FloatTensor, tensor([[[[255., "),
-    ((torch.zeros(2, 3, 8, 8, dtype=torch.float64), [0, 1]), "torch.DoubleTensor, "),
-    ((np.zeros((2, 3, 8, 8), np.float32), [0, 1]), "numpy.ndarray, array([[[[0., "),
-    ({"image": torch.zeros(2, 3, 8, 8), "label": [0, 1]}, "str, 'image'"),
-], ids=["uint8", "0 to 255", "float64", "NumPy", "a dict"])  # fmt: skip
-def test_what_another_loader_gives_is_looked_at(make_model, batch, found):
-    trainer = train.TextConditionalTrainer(make_model(), draw.StandIn(), [batch], list)
-    with pytest.raises(ValueError) as caught:
+@pytest.mark.parametrize("images", [
+    torch.full((2, 3, 8, 8), 59).byte(), torch.eye(8).mul(255).expand(2, 3, 8, 8),
+    torch.full((2, 3, 8, 8), torch.nan),
+], ids=["uint8", "0 to 255", "not a number"])  # fmt: skip
+def test_what_another_loader_gives_is_looked_at(make_model, images):
+    trainer = train.TextConditionalTrainer(make_model(), draw.StandIn(), [(images, [0, 1])], list)
+    trainer.caption_fn = lambda labels: ["dog", "cat"]
+    with pytest.raises(ValueError, match="(?s)images are tensor.*-1 and 1") as caught:
         trainer.train(1)
-    message = str(caught.value)
-    assert found in message and "[B, C, H, W]" in message and len(message) < 250
-
-
-def test_one_caption_for_a_batch_is_refused(make_model):
-    """It would be read letter by letter."""
-    trainer = train.TextConditionalTrainer(make_model(), draw.StandIn(), [], None)
-    with pytest.raises(ValueError, match="'a photo of a dog'.* 16 captions"):  # of 16 letters
-        trainer.train_step(torch.zeros(16, 3, 8, 8), "a photo of a dog")
+    assert len(str(caught.value)) < 250
 
 
 def test_many_long_captions_are_one_note(command, no_pictures, tmp_path):
