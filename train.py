@@ -86,7 +86,7 @@ class Config:
 
 DEMO = (  # what --demo stands for
     "--data digits --clip-weights untrained --embed-dim 128 --depth 4 --heads 4 --patch-size 2 "
-    "--epochs 21 --lr 1e-3 --warmup 100 --cooldown 0.2 --ema 0.99 --out runs/demo"
+    "--epochs 22 --lr 1e-3 --warmup 100 --cooldown 0.2 --ema 0.99 --out runs/demo"
 )
 MAY_CHANGE = (  # when a run is resumed
     "data clip_weights demo epochs lr cooldown device precision compile out overwrite "
