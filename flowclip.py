@@ -169,7 +169,7 @@ class CLIPTextEncoder(nn.Module):
     def __init__(self, model_name="ViT-B-32-quickgelu", pretrained="openai", device=None):
         super().__init__()
         self.model_name = model_name
-        self.pretrained = str(pretrained)
+        self.pretrained = os.path.expanduser(pretrained)
         self.tower = build_tower(model_name, self.pretrained)
         self.tokenizer = open_clip.get_tokenizer(model_name)
         self.embed_dim = self.tower.width  # D
@@ -578,12 +578,12 @@ def save_checkpoint(path, model, meta, training=None):
         ) from None
 
 
-def read_checkpoint(path, device="cpu"):
+def read_checkpoint(path):
     """-> the dict that save_checkpoint wrote. UserError for anything else."""
     try:
         if zipfile.ZipFile(path).testzip():
             raise ValueError("its checksums are wrong")  # which torch writes and does not read
-        checkpoint = torch.load(path, map_location=device, weights_only=True)  # never code
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # never code
         if "meta" not in checkpoint:
             raise ValueError("it has no meta")
         return checkpoint

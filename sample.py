@@ -59,7 +59,7 @@ def load(path, clip_weights=None):
         raise UserError("no checkpoint in runs/: python train.py --demo makes one")
     device = flowclip.get_device()
     model, meta = flowclip.load_checkpoint(Path(path).expanduser(), device)
-    weights = os.path.expanduser(clip_weights or meta["clip_weights"])
+    weights = clip_weights or meta["clip_weights"]
     encoder = flowclip.CLIPTextEncoder(meta["clip"], weights, device)
     null = encoder("")[0][0, -1].cpu()
     if not torch.allclose(null, torch.tensor(meta["clip_null"]), atol=0.05):
@@ -122,41 +122,45 @@ def main():
     prompts = dict.fromkeys(prompt.encode(errors="replace").decode() for prompt in asked)
     prompts = list(prompts)  # each once; half an emoji is "?"
     scales = dict.fromkeys(config.cfg)
+    jobs = [*product(prompts, scales, range(config.n))]
     random = torch.Generator().manual_seed(config.seed % 2**63)
     noise = torch.randn(config.n, *meta["image_shape"], generator=random)
 
-    def draw(texts, draws, w):
-        """-> uint8 images [B, C, H, W] of B texts, from noise[draws]."""
-        with flowclip.autocast(flowclip.get_device()):
-            x = flowclip.sample_text_conditional(
-                model, encoder, texts, meta["image_shape"], config.steps, w,
-                noise=noise[draws], solver=config.solver,
-            )  # fmt: skip
-        return flowclip.denormalize_images(x).cpu()
+    def draw(jobs):
+        """The uint8 images [C, H, W], as they come: 128 at a time fit into memory."""
+        for start in range(0, len(jobs), 128):
+            texts, w, draws = zip(*jobs[start : start + 128])
+            w = torch.tensor(w) if len(scales) > 1 else w[0]  # 0 or 1 alone asks once a step
+            with flowclip.autocast(flowclip.get_device()):
+                x = flowclip.sample_text_conditional(
+                    model, encoder, texts, meta["image_shape"], config.steps, w,
+                    noise=noise[list(draws)], solver=config.solver,
+                )  # fmt: skip
+            yield from flowclip.denormalize_images(x).cpu()
 
     if config.save_dir:
         config.save_dir.expanduser().mkdir(parents=True, exist_ok=True)
-    images = {}
-    jobs = torch.utils.data.DataLoader([*product(prompts, range(config.n))], 128)
-    for w, (texts, draws) in product(scales, jobs):
-        for prompt, n, image in zip(texts, draws.tolist(), draw(texts, draws, w)):
-            images[prompt, w, n] = image
-            if config.save_dir:
-                with open(image_path(config, prompt, w, n), "xb") as file:  # x: a new file only
-                    to_pil_image(image).save(file, "png")
-    rows = prompts[:16]
-    columns = [*product(scales, range(config.n)[: 16 // len(scales) or 1])]
-    cells = [images[prompt, w, n] for prompt in rows for w, n in columns]
-    titles = [f"w = {w:g}" for w, _ in columns]
-    flowclip.save_picture(config.out.expanduser(), cells, len(columns), titles, rows)
-    print(f"{config.out}: {len(cells)} of {len(images)} images")
+        for path in (image_path(config, *job) for job in jobs):
+            if path.exists():
+                raise UserError(f"--save-dir: {path} is there, and nothing is overwritten")
+    cells = []
+    shown = 16 // len(scales) or 1  # draws of a prompt and scale in the grid
+    for job, image in zip(jobs, draw(jobs)):
+        if config.save_dir:
+            to_pil_image(image).save(image_path(config, *job))
+        if job[2] < shown and job[0] in prompts[:16]:
+            cells.append(image)
+    titles = [f"w = {w:g}" for w in scales for _ in range(config.n)[:shown]]
+    flowclip.save_picture(config.out.expanduser(), cells, len(titles), titles, prompts)
+    print(f"{config.out}: {len(cells)} of {len(jobs)} images")
     if config.attention:
+        rows = prompts[:16]
         maps = record_attention(model, len(rows))
         with torch.compiler.set_stance("force_eager"):  # hooks record nothing in compiled blocks
-            drawn = draw(rows, [0] * len(rows), max(scales) or 1)
+            images = list(draw([(prompt, max(scales) or 1, 0) for prompt in rows]))
         tokens = [encoder.tokens(prompt) for prompt in rows]
         path = config.attention.expanduser()
-        save_attention(path, rows, tokens, drawn, sum(maps) / len(maps))
+        save_attention(path, rows, tokens, images, sum(maps) / len(maps))
 
 
 if __name__ == "__main__":

@@ -155,8 +155,8 @@ def load_data(name, img_size=0, train=True):
     if img_size:
         images = resize(images, [img_size, img_size])
     # "7 - seven" is a class of MNIST
-    names = [name.split(" - ")[-1].replace("_", " ").lower() for name in found.classes]
-    return images, torch.as_tensor(found.targets), flowclip.make_captions(names)
+    classes = [title.split(" - ")[-1].replace("_", " ").lower() for title in found.classes]
+    return images, torch.as_tensor(found.targets), flowclip.make_captions(classes)
 
 
 def walk(folder):
@@ -182,7 +182,7 @@ def read_metadata(path):
     table = csv.reader(lines, skipinitialspace=True, strict=True)
     columns = None
     for number, line in enumerate(lines, 1):
-        if number <= table.line_num or not line.strip():
+        if number <= table.line_num or not line.strip(", \n"):
             continue  # the row before has it, or nobody
         try:
             if path.suffix.lower() == ".csv":
@@ -198,7 +198,7 @@ def read_metadata(path):
                 f"line {number}: expected a file_name and a text, and no field more than the first "
                 f"line has, found {line.strip():.80}"
             ) from None
-        if image.name != "file_name":  # the names of the columns
+        if image.name != "file_name":  # the first line of a CSV names its columns
             yield image, text
 
 
@@ -224,7 +224,9 @@ def find_captions(folder):
         for image, text in pairs:
             texts.setdefault(path_key(image), []).append(text)
     keys = [path_key(path) for path in paths]
-    keys = [key if key in texts else os.path.splitext(key)[0] for key in keys]
+    keys = [
+        key if key in texts else path_key(path.with_suffix("")) for key, path in zip(keys, paths)
+    ]
     untaken = [key for key in sorted(texts.keys() - keys) for _ in texts[key]]
     named = flowclip.make_captions(
         [path.absolute().parent.name.replace("_", " ") for path in paths]
@@ -268,7 +270,7 @@ def load_folder(folder, img_size):
     An image of several captions is there once for each. UserError names the file that is wrong.
     """
     paths, captions = zip(*find_captions(folder))
-    size = img_size or min(64, *read_image(paths[0]).size)
+    size = img_size or min(64, *read_image(paths[0]).size) // 8 * 8 or 8
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
 
     def fill(row):  # each writes its own: no image is held twice
@@ -293,17 +295,31 @@ class Batches:
     batch_size: int
     seed: int = 0
     epoch: int = 0
-    rows: torch.Tensor = ...  # which of the N; by default, `...`, all of them
+    rows: torch.Tensor | None = None  # which of the N; None: all
+
+    def __post_init__(self):
+        if self.rows is None:
+            self.rows = torch.arange(len(self.labels))
 
     def __len__(self):
-        return len(self.labels[self.rows]) // self.batch_size
+        return len(self.rows) // self.batch_size
 
     def __iter__(self):
-        rows = torch.arange(len(self.labels))[self.rows]
-        order = torch.randperm(len(rows), generator=seeded("cpu", self.seed, self.epoch, 0))
-        for batch in rows[order].split(self.batch_size)[: len(self)]:
+        order = torch.randperm(len(self.rows), generator=seeded("cpu", self.seed, self.epoch, 0))
+        for batch in self.rows[order].split(self.batch_size)[: len(self)]:
             images = self.images[batch.to(self.images.device, non_blocking=True)]
             yield flowclip.normalize_images(images), self.labels[batch]
+
+
+def hold_out(batches, config):
+    """-> Batches that are not trained on: the test set, or one in fifty that `batches` gives up."""
+    if config.data in TORCHVISION and not Path(config.data).is_dir():
+        images, labels, _ = load_data(config.data, config.img_size, train=False)
+        return Batches(images, labels, min(len(labels), config.batch_size))
+    rows = torch.randperm(len(batches.rows), generator=seeded("cpu", config.seed, 0, 2))
+    rows, batches.rows = rows.tensor_split([len(rows) // 50])
+    batch_size = min(len(rows), config.batch_size) or 1
+    return Batches(batches.images, batches.labels, batch_size, rows=rows)
 
 
 # ---- The trainer ---------------------------------------------------------------------------------
@@ -349,7 +365,7 @@ class TextConditionalTrainer:
     def __post_init__(self):
         self.device = self.device or flowclip.get_device()
         self.model.to(self.device)
-        self.ema_model = copy.deepcopy(self.model)
+        self.ema_model = copy.deepcopy(self.model).eval()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), self.lr, weight_decay=float(self.weight_decay), fused=True
         )
@@ -397,13 +413,11 @@ class TextConditionalTrainer:
     def train_step(self, images, captions):
         """One step of AdamW and of the average -> the loss, still on the device."""
         B = len(images)
-        if len(captions) != B:
+        if isinstance(captions, str) or len(captions) != B:
             raise ValueError(f"caption_fn gave {captions!r:.80}, expected {B} captions")
         if B % self.world_size:
             raise UserError(f"--batch-size {B} is no multiple of {self.world_size} processes")
         if self.step == 0:
-            if not images.abs().max() <= 1.5:
-                raise ValueError(f"images are {images!r:.80}, expected none beyond -1 and 1")
             self.start_at_mean(images)
         random = seeded(self.device, self.seed, self.step, 1)  # [TRAIN-4]
         x1 = torch.randn(images.shape, generator=random, device=self.device)
@@ -446,6 +460,8 @@ class TextConditionalTrainer:
             for images, labels in itertools.islice(bar, len(self.epoch_losses), None):
                 if self.step >= max_steps or self.stopped():
                     return self.losses
+                if not self.epoch_losses and not images.abs().max() <= 1.5:
+                    raise ValueError(f"images are {images!r:.80}, expected none beyond -1 and 1")
                 loss = self.train_step(images, self.caption_fn(labels))
                 self.epoch_losses.append(loss)
                 self.recent.append((loss, (perf_counter() - clock) / len(images)))
@@ -453,7 +469,7 @@ class TextConditionalTrainer:
                 if self.step % 10 == 0:
                     bar.set_postfix(loss=self.log())
             if not self.epoch_losses:
-                raise UserError("no batch: fewer images than --batch-size, or an empty dataloader")
+                raise UserError("no batch: fewer images than --batch-size, or none but held out")
             self.losses.append(torch.tensor(self.epoch_losses).mean().item())
             self.epoch += 1
             self.epoch_losses = []
@@ -467,14 +483,17 @@ class TextConditionalTrainer:
     @torch.no_grad()
     def held_out_loss(self):
         """The loss of the averaged model on held_out; noise and times are the same each time."""
-        with torch.random.fork_rng(), self.autocast:
-            torch.manual_seed(self.seed)
-            losses = []
-            for images, labels in self.held_out:
-                text = self.context_of(self.caption_fn(labels))
-                x0 = images.to(self.device)
-                losses.append(flowclip.flow_matching_loss(self.ema_model, x0, *text))
-        return torch.stack(losses).mean().item()
+        random = seeded(self.device, self.seed, 0, 3)
+        losses = []
+        for images, labels in self.held_out:
+            x1 = torch.randn(images.shape, generator=random, device=self.device)
+            t = torch.rand(len(images), generator=random, device=self.device)
+            x0 = images.to(self.device)
+            context, mask = self.context_of(self.caption_fn(labels))
+            with self.autocast:
+                loss = flowclip.flow_matching_loss(self.ema_model, x0, context, mask, x1=x1, t=t)
+            losses.append(loss)
+        return torch.tensor(losses).mean().item()
 
     def stopped(self):
         """The signal that ends the run, or 0; several processes agree on it every 10 steps."""
@@ -542,18 +561,21 @@ class TextConditionalTrainer:
         self.ema_model.load_state_dict(checkpoint["model"])
         self.model.load_state_dict(training["model"])
         self.optimizer.load_state_dict(training["optimizer"])
+        null = self.tokens[""]
         vars(self).update(training["state"])
+        if not torch.allclose(null, self.tokens[""], atol=0.05):
+            raise UserError(f"--resume: {path} was trained with other text weights")
         say(f"--resume: {self.step} steps are done")
 
 
 # ---- The run -------------------------------------------------------------------------------------
 def draw_pictures(out, trainer, captions):
-    """loss.png: the losses of metrics.csv. samples.png: the first 20 captions at w = 3."""
+    """loss.png: the losses, held out and not. samples.png: the first 20 captions at w = 3."""
     table = np.genfromtxt(trainer.rows, delimiter=",", names=True)
     axes = Figure().subplots()
     axes.plot(table["step"], table["loss"])
-    axes.plot(*zip(*trainer.held_out_losses), ".-")
-    axes.set_title("flow-matching loss by step, means of 10 steps; orange: held out")
+    axes.plot(*zip(*trainer.held_out_losses), marker=".")
+    axes.set_title("flow-matching loss by step, means of 10; dots: of what is held out")
     prompts = captions[:20]
     with trainer.autocast:
         images = flowclip.sample_text_conditional(
@@ -567,12 +589,13 @@ def draw_pictures(out, trainer, captions):
 
 def begin_process(name):
     """-> the device. One of several processes, which torchrun has started, joins the others."""
+    several = distributed.is_torchelastic_launched()
     with blame(f"--device {name}"):
         device = flowclip.get_device() if name == "auto" else torch.device(name)
-        torch.zeros(1, device=device)
-    if distributed.is_torchelastic_launched():
-        if device.type == "cuda":
+        if several and device.type == "cuda":
             torch.cuda.set_device(distributed.get_node_local_rank())
+        torch.zeros(1, device=device)
+    if several:
         distributed.init_process_group()
     return device
 
@@ -583,6 +606,7 @@ def main():
     start = perf_counter()
     check_numbers(config)
     device = begin_process(config.device)
+    rank = get_rank()
     out = Path(config.out or f"runs/{Path(config.data).resolve().name}").expanduser()
     checkpoint = out / "checkpoint.pt"
     images, labels, captions = load_data(config.data, config.img_size)
@@ -594,7 +618,7 @@ def main():
         )
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / "in-use.lock")  # the system's: it ends with the process
-    if get_rank() == 0:
+    if not rank:
         lock.acquire(blocking=False)
     exists = checkpoint.exists()
     if exists and config.resume == config.overwrite:
@@ -604,29 +628,21 @@ def main():
         f"{len(captions)} captions like {captions[0]!r}\n"
         f"text: {config.clip}, weights {config.clip_weights!r}"
     )
-    weights = os.path.expanduser(config.clip_weights)
-    encoder = flowclip.CLIPTextEncoder(config.clip, weights, device)
+    encoder = flowclip.CLIPTextEncoder(config.clip, config.clip_weights, device)
 
     torch.manual_seed(config.seed % 2**63)
     model = flowclip.TextConditionalDiT(
         size, config.patch_size, channels, config.embed_dim, config.depth, config.heads,
         context_dim=encoder.embed_dim,
     )  # fmt: skip
-    data = images.to(device), labels
-    rows = torch.randperm(count, generator=seeded("cpu", config.seed, 2))
-    kept = count // 50 if config.held_out else 0
-    test = Batches(*data, min(config.batch_size, kept or 1), rows=rows[:kept])
-    if kept and config.data in TORCHVISION:
-        test = Batches(*load_data(config.data, config.img_size, False)[:2], config.batch_size)
-        kept = 0
-    rows = rows[kept:].sort().values
-    batches = Batches(*data, config.batch_size, config.seed, rows=rows)
+    batches = Batches(images.to(device), labels, config.batch_size, config.seed)
+    held_out = hold_out(batches, config) if config.held_out else ()
     steps = config.epochs * len(batches)
     trainer = TextConditionalTrainer(
         model, encoder, batches, lambda labels: [captions[label] for label in labels],
         config.lr, config.weight_decay, config.text_drop, device, config.ema, config.warmup,
-        config.precision, config.seed, None if get_rank() else out / "metrics.csv",
-        steps, config.cooldown * steps, test,
+        config.precision, config.seed, None if rank else out / "metrics.csv",
+        steps, config.cooldown * steps, held_out,
     )  # fmt: skip
     if config.compile:
         flowclip.compile_blocks(model)
@@ -645,18 +661,19 @@ def main():
     with ExitStack() as handlers:  # which are put back at its end
         for number in signal.valid_signals() & {1, 2, 15}:  # SIGHUP, SIGINT, SIGTERM
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-                handlers.callback(signal.signal, number, signal.signal(number, stop))
+                handlers.callback(signal.signal, number, signal.getsignal(number))
+                signal.signal(number, stop)
         while trainer.epoch < config.epochs and trainer.step < config.max_steps:
             trainer.train(1, min(config.max_steps, trainer.step + config.save_every))
             trainer.save_checkpoint(checkpoint, **settings)
             if number := trainer.stopped():
                 say(f"stopped after step {trainer.step}; --resume goes on from {checkpoint}")
                 sys.exit(128 + number)
-            if not (trainer.epoch_losses or trainer.epoch % config.sample_every or trainer.rank):
+            if not (trainer.epoch_losses or trainer.epoch % config.sample_every or rank):
                 draw_pictures(out, trainer, captions)
     if distributed.is_initialized():
         distributed.destroy_process_group()
-    if trainer.rank:
+    if rank:
         return
     if trainer.recent:
         trainer.log()

@@ -111,7 +111,7 @@ def test_the_interface_has_the_signatures_of_the_code(name, said):
         "DiT": (", *, context_dim=None", ""),
         "ConditionalDiT": ("*args, num_classes=10, **kwargs", "..., num_classes=10"),
         "TextConditionalDiT": ("*args, context_dim=512, **kwargs", "..., context_dim=512"),
-        "Batches": (", rows=Ellipsis", ""),
+        "Batches": (", rows=None", ""),
         "TextConditionalTrainer.save_checkpoint": (", **settings", ""),
         "TextConditionalTrainer.resume": (", **settings", ""),
     }.items():

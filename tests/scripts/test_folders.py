@@ -61,6 +61,8 @@ READ = {  # files (an image where there is no text): the captions in their order
         {"0.png": None, "0.txt": "beside", JSONL: row("0.png", "row")}, ["row"]
     ),
     "a name in capitals": ({"0.png": None, "Metadata.CSV": "file_name,text\n0.png,a\n"}, ["a"]),
+    "a dot in its name": ({"Dr. Who.png": None, "Dr. Who.txt": "a doctor"}, ["a doctor"]),
+    "a last row of commas": ({"0.png": None, CSV: "file_name,text\n0.png,a\n,\n"}, ["a"]),
     "half an emoji": ({"0.png": None, JSONL: row("0.png", "happy \ud83d")}, ["happy ?"]),
 }  # fmt: skip
 
@@ -270,7 +272,8 @@ def test_a_link_to_nothing_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize("size, given, pixels", [
-    ((40, 30), 0, 30), ((400, 300), 0, 64), ((400, 300), 128, 128), ((8, 8), 30, 30),
+    ((40, 30), 0, 24), ((4, 4), 0, 8), ((400, 300), 0, 64), ((400, 300), 128, 128),
+    ((8, 8), 30, 30),
 ])  # fmt: skip
 def test_images_are_as_large_as_the_first_but_at_most_64(tmp_path, size, given, pixels):
     for n in range(3):

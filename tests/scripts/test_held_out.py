@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 import flowclip
 import train
@@ -124,7 +125,8 @@ def test_it_is_of_the_averaged_weights_at_fixed_times_and_noise(make_model):
     assert not any(weight.grad_fn for weight in trainer.ema_model.parameters())
 
 
-def test_loss_png_draws_both(command, monkeypatch):
+@pytest.mark.parametrize("flags, held_out", [([], [11, 22]), (["--no-held-out"], [])])
+def test_loss_png_draws_both(command, monkeypatch, flags, held_out):
     lines = []
     save = train.Figure.savefig
 
@@ -134,9 +136,24 @@ def test_loss_png_draws_both(command, monkeypatch):
         save(figure, path, *args, **given)
 
     monkeypatch.setattr(train.Figure, "savefig", watched)
-    assert command(train, *DEMO, "--epochs", 2, "--batch-size", 150)[0] == 0
-    trained, held_out = lines
-    assert trained[:, 0].tolist() == [10, 20, 22] and held_out[:, 0].tolist() == [11, 22]
+    assert command(train, *DEMO, "--epochs", 2, "--batch-size", 150, *flags)[0] == 0
+    assert lines[0][:, 0].tolist() == [10, 20, 22]
+    assert [step for line in lines[1:] for step in line[:, 0]] == held_out
+
+
+def test_a_folder_called_as_a_data_set_holds_its_own_images_out(command, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(train, "draw_pictures", lambda out, trainer, _: made.append(trainer))
+    for n in range(100):
+        path = tmp_path / f"mnist/cat/{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (n, n, n)).save(path)
+    options = ["--data", "mnist", "--clip-weights", "untrained", *TINY[:-1], "--batch-size", 2]
+    status, out, err = command(train, *options, "--epochs", 1)
+    assert status == 0 and out.count("folder mnist") == 1, err
+    (trainer,) = made
+    trained, held_out = set(trainer.dataloader.rows.tolist()), set(trainer.held_out.rows.tolist())
+    assert len(trained) == 98 and len(held_out) == 2 and not trained & held_out
 
 
 def test_rows_choose_among_the_images():

@@ -320,6 +320,8 @@ def test_the_same_files_by_another_path_go_on(command, no_pictures, small_encode
     picture(tmp_path / "my/dog/a.png")
     state = small_encoder.tower.state_dict()
     torch.save(state, "right.pt")
+    torch.save({name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in state.items()},
+               "wrong.pt")  # fmt: skip
     options = [*TINY, "--clip", "small-clip", "--batch-size", 1, "--out", "run", "--resume"]
     first = ["--data", "my", "--clip-weights", "right.pt", "--max-steps", 1]
     assert command(train, *options, *first)[0] == 0
@@ -332,6 +334,8 @@ def test_the_same_files_by_another_path_go_on(command, no_pictures, small_encode
         status, out, err = command(train, *options, *moved)
         assert status == 0 and "--resume: data was " in out, err
     assert flowclip.load_checkpoint("run/checkpoint.pt")[1]["step"] == 3
+    wrong = ["--data", "moved", "--clip-weights", "wrong.pt", "--max-steps", 4]
+    one_line(command(train, *options, *wrong), "other text weights")
 
 
 def test_checkpoints_every_n_steps_and_each_epoch(command, monkeypatch, no_pictures):
@@ -407,6 +411,13 @@ def test_what_another_loader_gives_is_looked_at(make_model, images):
     with pytest.raises(ValueError, match="(?s)images are tensor.*-1 and 1") as caught:
         trainer.train(1)
     assert len(str(caught.value)) < 250
+
+
+def test_one_caption_for_a_batch_is_refused(make_model):
+    """It would be read letter by letter."""
+    trainer = train.TextConditionalTrainer(make_model(), draw.StandIn(), [], None)
+    with pytest.raises(ValueError, match="'a photo of a dog'.* 16 captions"):  # of 16 letters
+        trainer.train_step(torch.zeros(16, 3, 8, 8), "a photo of a dog")
 
 
 def test_many_long_captions_are_one_note(command, no_pictures, tmp_path):
