@@ -1,0 +1,77 @@
+"""Other ways to guide: python docs/studies/ways_to_guide.py CHECKPOINT EARLIER emoji
+
+Judged on the emoji of docs/9-emoji.md, each at the same number of passes, noises and captions:
+
+    everywhere   v_uncond + w (v_cond - v_uncond) at each step [CFG-1]
+    middle       the same for 0.25 < t < 0.75, else v_cond (Kynkäänniemi et al. 2024)
+    earlier      v_early + w (v_cond - v_early), where v_early reads the same text and is that of
+                 an EARLIER checkpoint of the run (Karras et al. 2024, without a smaller model)
+"""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+import compose
+import judge_emoji
+
+import flowclip
+
+
+def ways(model, early, Z, mask, w):
+    """{name: velocity(x, t)}; row 0 of Z and mask is the null text."""
+    text = Z[1:], mask[1:]
+
+    def everywhere(x, t):
+        return flowclip.cfg_velocity(model, x, t, *text, Z[:1], mask[:1], w)
+
+    def middle(x, t):
+        return everywhere(x, t) if 0.25 < t[0] < 0.75 else model(x, t, *text)
+
+    def earlier(x, t):
+        v_early = early(x, t, *text)
+        return v_early + w * (model(x, t, *text) - v_early)
+
+    return {"everywhere": everywhere, "middle": middle, "earlier": earlier}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("checkpoint", type=Path)
+    add("earlier", type=Path, help="another checkpoint of the same run")
+    add("folder", type=Path, help="that docs/studies/emoji.py wrote")
+    add("--cfg", type=float, nargs="+", default=[2.0, 3.0], metavar="W", help="scales (2 3)")
+    add("--n", type=int, default=200, metavar="N", help="drawings of each kind (200)")
+    add("--steps", type=int, default=20, metavar="N", help="solver steps (20)")
+    args = parser.parse_args()
+    court = judge_emoji.Judge(args.folder)
+    model, meta = flowclip.load_checkpoint(args.checkpoint, flowclip.get_device())
+    early, _ = flowclip.load_checkpoint(args.earlier, flowclip.get_device())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the tower is untrained
+        encoder = flowclip.CLIPTextEncoder(meta["clip"], meta["clip_weights"])
+    rand = np.random.default_rng(0)
+    device = next(model.parameters()).device
+    print(compose.line("captions", "guided", "w", *judge_emoji.SCORES))
+    for kind, captions in court.kinds.items():
+        asked = compose.choose(captions, args.n, rand)
+        Z, mask = (tensor.to(device) for tensor in encoder(["", *asked]))
+        noise = torch.randn(len(asked), *meta["image_shape"], generator=torch.manual_seed(0))
+        for w in args.cfg:
+            for name, velocity in ways(model, early, Z, mask, w).items():
+                with torch.no_grad(), flowclip.autocast(device):
+                    x = flowclip.integrate(velocity, noise.to(device), args.steps)
+                drawn = flowclip.denormalize_images(x).cpu()
+                shares = judge_emoji.shares(court.score(asked, drawn))
+                cells = (f"{shares[s][0]:.0%}" if s in shares else "" for s in judge_emoji.SCORES)
+                print(compose.line(kind, name, f"{w:g}", *cells), flush=True)
+
+
+if __name__ == "__main__":
+    flowclip.run_script(main)
