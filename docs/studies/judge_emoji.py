@@ -46,7 +46,7 @@ GRID = (  # four rows that were shown; the last one never, nor any man (or woman
 
 
 class Judge:
-    """All pictures of a folder, shown or kept apart; of equal ones (34 flags and families) one."""
+    """All pictures of a folder, shown or kept apart; of equal ones (34, mostly flags and families) one."""
 
     def __init__(self, folder):
         rows, images = [], []

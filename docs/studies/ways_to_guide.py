@@ -1,11 +1,11 @@
 """Other ways to guide: python docs/studies/ways_to_guide.py CHECKPOINT EARLIER emoji
 
-Judged on the emoji of docs/9-emoji.md, each at the same number of passes, noises and captions:
+Judged on the emoji of docs/9-emoji.md, with the same captions, noises and steps; w is the scale:
 
     everywhere   v_uncond + w (v_cond - v_uncond) at each step [CFG-1]
-    middle       the same for 0.25 < t < 0.75, else v_cond (Kynkäänniemi et al. 2024)
-    earlier      v_early + w (v_cond - v_early), where v_early reads the same text and is that of
-                 an EARLIER checkpoint of the run (Karras et al. 2024, without a smaller model)
+    middle       the same for 0.25 < t < 0.75, else v_cond: fewer passes (Kynkäänniemi et al. 2024)
+    earlier      v_early + w (v_cond - v_early); v_early: the velocity that an EARLIER checkpoint of
+                 the run gives for the same text (Karras et al. 2024 take a smaller model as well)
 """
 
 import argparse
