@@ -214,7 +214,7 @@ images.
 END = """
 ## And now
 
-Chapters 1 to 8 end in exercises: to break, to derive, to predict, to write. The tests judge [a file
+Chapters 1 to 9 end in exercises: to break, to derive, to predict, to write. The tests judge [a file
 of your own](README.md#judge-your-own), and [your own pictures](7-data.md#your-own-folder) are one
 flag away.
 """
@@ -241,8 +241,8 @@ def cells_of(text):
 
 
 def make_notebook():
-    *chapters, shapes = map(chapter, sorted(DOCS.glob("[0-9]-*.md")))
-    parts = [BEGIN, *chapters, MAIN_JOB, shapes, END]
+    *chapters, shapes, emoji = map(chapter, sorted(DOCS.glob("[0-9]-*.md")))
+    parts = [BEGIN, *chapters, MAIN_JOB, shapes, emoji, END]
     notebook = new_notebook(cells=[cell for part in parts for cell in cells_of(part)])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
     for number, cell in enumerate(notebook.cells):
