@@ -46,7 +46,7 @@ GRID = (  # four rows that were shown; the last one never, nor any man (or woman
 
 
 class Judge:
-    """All pictures of a folder, shown or kept apart; of equal ones (34, mostly flags and families) one."""
+    """All pictures of a folder, shown or kept apart; of equal ones (34, mostly flags) one."""
 
     def __init__(self, folder):
         rows, images = [], []
@@ -146,7 +146,7 @@ def tables(court, model, meta, encoder, args):
     print(compose.line("captions", "drawn", "n", *SCORES))
     print(compose.line(*["---"] * (3 + len(SCORES))))
     for kind, captions in court.kinds.items():
-        asked = compose.choose(captions, args.n, rand)
+        asked = compose.choose(list(rand.permutation(captions)), args.n, rand)
         trials = {}
         for w in args.cfg:
             trials[f"w = {w:g}"] = asked, draw(model, encoder, asked, w, args.steps, args.seed)

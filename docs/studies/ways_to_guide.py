@@ -60,7 +60,7 @@ def main():
     device = next(model.parameters()).device
     print(compose.line("captions", "guided", "w", *judge_emoji.SCORES))
     for kind, captions in court.kinds.items():
-        asked = compose.choose(captions, args.n, rand)
+        asked = compose.choose(list(rand.permutation(captions)), args.n, rand)
         Z, mask = (tensor.to(device) for tensor in encoder(["", *asked]))
         noise = torch.randn(len(asked), *meta["image_shape"], generator=torch.manual_seed(0))
         for w in args.cfg:
