@@ -21,7 +21,7 @@ import flowclip
 import train
 from tests.spec.strategies import StandIn
 
-OPTIONS = "--demo --embed-dim 16 --depth 1 --heads 2 --epochs 2 --device cpu"
+OPTIONS = "--demo --embed-dim 16 --depth 1 --heads 2 --epochs 2 --device cpu --no-held-out"
 
 
 def start(options, at_step=None, **environment):
