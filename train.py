@@ -51,7 +51,7 @@ class Config:
     # What is learned from
     data: str = "cifar10"  # cifar10, cifar100, mnist, fashion-mnist, digits, or a folder
     img_size: int = 0  # pixels per side; 0: as the data are, of a folder at most 64
-    held_out: bool = True  # train on all but one image in fifty; cifar10 and its like: on all
+    held_out: bool = True  # keep one image in fifty apart (or the test set), and say its loss
     clip: str = "ViT-B-32-quickgelu"  # the text encoder, a model of open_clip
     clip_weights: str = "openai"  # its weights: openai, PATH, or untrained
 
