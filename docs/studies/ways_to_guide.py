@@ -40,7 +40,7 @@ def ways(model, early, Z, mask, w):
     return {"everywhere": everywhere, "middle": middle, "earlier": earlier}
 
 
-def main():
+def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("checkpoint", type=Path)
@@ -49,7 +49,11 @@ def main():
     add("--cfg", type=float, nargs="+", default=[2.0, 3.0], metavar="W", help="scales (2 3)")
     add("--n", type=int, default=200, metavar="N", help="drawings of each kind (200)")
     add("--steps", type=int, default=20, metavar="N", help="solver steps (20)")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
     court = judge_emoji.Judge(args.folder)
     model, meta = flowclip.load_checkpoint(args.checkpoint, flowclip.get_device())
     early, _ = flowclip.load_checkpoint(args.earlier, flowclip.get_device())
