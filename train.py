@@ -410,6 +410,18 @@ class TextConditionalTrainer:
             mean = flowclip.patchify(images, self.model.patch_size).mean(dim=(0, 1))
             last.bias.data = -mean.to(self.device)
 
+    def loss(self, model, images, captions, key, text_drop_prob=0, part=slice(None)):
+        """The loss of a part of a batch; the noise, times and coins of all of it are by the key."""
+        random = seeded(self.device, self.seed, *key)  # [TRAIN-4]
+        x1 = torch.randn(images.shape, generator=random, device=self.device)
+        t, coin = torch.rand(2, len(images), generator=random, device=self.device)
+        Z, mask = self.context_of([*captions[part], ""])  # the last row is the null text
+        drop = coin[part] < text_drop_prob  # [TRAIN-2] one coin a sample
+        context, mask = flowclip.drop_text(Z[:-1], mask[:-1], Z[-1:], mask[-1:], drop)
+        x0 = images[part].to(self.device)
+        with self.autocast:
+            return flowclip.flow_matching_loss(model, x0, context, mask, x1=x1[part], t=t[part])
+
     def train_step(self, images, captions):
         """One step of AdamW and of the average -> the loss, still on the device."""
         B = len(images)
@@ -419,19 +431,9 @@ class TextConditionalTrainer:
             raise UserError(f"--batch-size {B} is no multiple of {self.world_size} processes")
         if self.step == 0:
             self.start_at_mean(images)
-        random = seeded(self.device, self.seed, self.step, 1)  # [TRAIN-4]
-        x1 = torch.randn(images.shape, generator=random, device=self.device)
-        t, coin = torch.rand(2, B, generator=random, device=self.device)
         mine = slice(self.rank, None, self.world_size)  # of two processes every other sample
-        x0 = images[mine].to(self.device)
-        drop = coin[mine] < self.text_drop_prob  # [TRAIN-2] one coin a sample
-
-        Z, mask = self.context_of([*captions[mine], ""])  # the last row is the null text
-        context, mask = flowclip.drop_text(Z[:-1], mask[:-1], Z[-1:], mask[-1:], drop)
-        with self.autocast:
-            loss = flowclip.flow_matching_loss(
-                self.parallel_model, x0, context, mask, x1=x1[mine], t=t[mine]
-            )
+        key = self.step, 1
+        loss = self.loss(self.parallel_model, images, captions, key, self.text_drop_prob, mine)
 
         rise = (self.step + 1) / (self.warmup or 1)
         fall = (self.total_steps - self.step) / (self.cooldown or 1)
@@ -483,17 +485,11 @@ class TextConditionalTrainer:
     @torch.no_grad()
     def held_out_loss(self):
         """The loss of the averaged model on held_out; noise and times are the same each time."""
-        random = seeded(self.device, self.seed, 0, 3)
-        losses = []
-        for images, labels in self.held_out:
-            x1 = torch.randn(images.shape, generator=random, device=self.device)
-            t = torch.rand(len(images), generator=random, device=self.device)
-            x0 = images.to(self.device)
-            context, mask = self.context_of(self.caption_fn(labels))
-            with self.autocast:
-                loss = flowclip.flow_matching_loss(self.ema_model, x0, context, mask, x1=x1, t=t)
-            losses.append(loss)
-        return torch.tensor(losses).mean().item()
+        losses = [
+            self.loss(self.ema_model, images, self.caption_fn(labels), (number, 3))
+            for number, (images, labels) in enumerate(self.held_out)
+        ]
+        return torch.stack(losses).mean().item()
 
     def stopped(self):
         """The signal that ends the run, or 0; several processes agree on it every 10 steps."""
