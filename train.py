@@ -99,7 +99,7 @@ def check_numbers(config):
     """UserError for a number that would train nothing, or something else, in silence."""
     for name, value in vars(config).items():
         least = name in AT_LEAST_1.split()
-        most = 1 if name in ("text_drop", "cooldown") else inf
+        most = 1 if name in ("text_drop", "cooldown", "ema") else inf
         if isinstance(value, int | float) and not least <= value <= most:
             raise UserError(f"--{name.replace('_', '-')} {value} is not in {least:d} to {most}")
 
@@ -124,10 +124,11 @@ def say(text):
         try:
             print(text, flush=True)
         except OSError:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            sys.stdout = open(os.devnull, "w", errors="replace")  # noqa: SIM115
 
 
 # ---- Data: uint8 images, their labels, and one caption per label ---------------------------------
+LOCK = "in-use.lock"  # in a run folder: its images are ours, and are no data
 TORCHVISION = {  # --data: the class that downloads it
     "cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion-mnist": "FashionMNIST",
 }  # fmt: skip
@@ -160,9 +161,9 @@ def load_data(name, img_size=0, train=True):
 
 
 def walk(folder):
-    """The files below a folder, but the hidden. Links are followed, unless they lead up."""
+    """The files below a folder, but the hidden, and our own runs. Links up are not followed."""
     for path in sorted(folder.iterdir()):  # OSError for a link to nothing
-        if path.name.startswith((".", "@", "__")):
+        if path.name.startswith((".", "@", "__")) or (path / LOCK).exists():
             continue
         if path.is_file():
             yield path
@@ -189,9 +190,11 @@ def read_metadata(path):
                 fields = next(filter(any, table))
                 columns = columns or fields
                 row = dict(zip(columns, fields, strict=True))
+                if len(row) < len(columns):
+                    raise ValueError("two columns of one name")
             else:
                 row = json.loads(line)
-            image = path.parent / row["file_name"]
+            image = path.parent / row["file_name"].strip()
             text = row["text"].strip()
         except Exception:
             raise ValueError(
@@ -239,7 +242,7 @@ def find_captions(folder):
     )
     if not paths or texts and texts.keys().isdisjoint(keys):
         raise UserError(
-            f"--data {folder}: no image is there, or none for its texts {untaken[:1]}"
+            f"--data {folder}: {len(paths)} images, and none takes a text {untaken[:1]}"
         )
     return [  # half an emoji, or a letter of another encoding, becomes "?"
         (path, caption.encode(errors="replace").decode())
@@ -367,8 +370,9 @@ class TextConditionalTrainer:
         self.model.to(self.device)
         self.ema_model = copy.deepcopy(self.model).eval()
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), self.lr, weight_decay=float(self.weight_decay), fused=True
-        )
+            self.model.parameters(), float(self.lr), weight_decay=float(self.weight_decay),
+            fused=True,
+        )  # fmt: skip
         self.parallel_model = self.model
         if distributed.is_initialized():
             self.rank = get_rank()
@@ -397,7 +401,7 @@ class TextConditionalTrainer:
         new = [caption for caption in dict.fromkeys(captions) if caption not in self.tokens]
         if new:
             for caption, Z, mask in zip(new, *self.text_encoder(new)):
-                self.tokens[caption] = Z[mask.bool()].cpu()
+                self.tokens[str(caption)] = Z[mask.bool()].cpu()
         texts = [self.tokens[caption] for caption in captions]
         context = pad_sequence(texts, batch_first=True)
         mask = pad_sequence([torch.ones(len(text)) for text in texts], batch_first=True).bool()
@@ -509,8 +513,10 @@ class TextConditionalTrainer:
         self.rows.append(f"{self.step},{epoch},{loss:.6f},{1 / seconds:.1f}\n")
         self.recent = []
         if self.metrics:
-            with noting_errors(), open(self.metrics, "a" if self.written else "w") as file:
-                file.writelines(self.rows[self.written :])
+            new, self.written = self.rows[self.written :], 0  # if this fails, all of them again
+            with noting_errors():
+                with open(self.metrics, "w" if new == self.rows else "a") as file:
+                    file.writelines(new)
                 self.written = len(self.rows)
         return loss
 
@@ -550,7 +556,7 @@ class TextConditionalTrainer:
             if name == "captions":  # those that differ
                 then, now = {*then} - {*now}, {*now} - {*then}
             if then != now:
-                said = f"--resume: {name} was {then!r:.200} and now is {now!r:.200}"
+                said = f"--resume: {name} was {then!r:.220} and now is {now!r:.220}"
                 if name not in MAY_CHANGE.split():
                     raise UserError(said)
                 say(said)
@@ -596,7 +602,8 @@ def begin_process(name):
     return device
 
 
-def main():
+def run(at_end):
+    """From the flags to the pictures. at_end: an ExitStack of what is put back, however it ends."""
     preset = DEMO.split() if "--demo" in sys.argv else []
     config = tyro.cli(Config, args=preset + sys.argv[1:])  # of a flag given twice the last counts
     start = perf_counter()
@@ -612,10 +619,10 @@ def main():
             f"expected --img-size {size} a multiple of --patch-size {config.patch_size}, and "
             f"--embed-dim {config.embed_dim} of 4 and of --heads {config.heads}"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / "in-use.lock")  # the system's: it ends with the process
-    if not rank:
-        lock.acquire(blocking=False)
+    with blame(f"--out {out}"):
+        out.mkdir(parents=True, exist_ok=True)
+        if not rank:  # the lock is the system's: it ends with the process
+            at_end.enter_context(FileLock(out / LOCK).acquire(blocking=False))
     exists = checkpoint.exists()
     if exists and config.resume == config.overwrite:
         raise UserError(f"{checkpoint} exists: --resume goes on from it, --overwrite starts anew")
@@ -654,19 +661,18 @@ def main():
         trainer.stop_signal = number
         signal.signal(number, signal.SIG_DFL)  # a second one stops at once
 
-    with ExitStack() as handlers:  # which are put back at its end
-        for number in signal.valid_signals() & {1, 2, 15}:  # SIGHUP, SIGINT, SIGTERM
-            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-                handlers.callback(signal.signal, number, signal.getsignal(number))
-                signal.signal(number, stop)
-        while trainer.epoch < config.epochs and trainer.step < config.max_steps:
-            trainer.train(1, min(config.max_steps, trainer.step + config.save_every))
-            trainer.save_checkpoint(checkpoint, **settings)
-            if number := trainer.stopped():
-                say(f"stopped after step {trainer.step}; --resume goes on from {checkpoint}")
-                sys.exit(128 + number)
-            if not (trainer.epoch_losses or trainer.epoch % config.sample_every or rank):
-                draw_pictures(out, trainer, captions)
+    for number in signal.valid_signals() & {1, 2, 15}:  # SIGHUP, SIGINT, SIGTERM
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            at_end.callback(signal.signal, number, signal.getsignal(number))
+            signal.signal(number, stop)
+    while trainer.epoch < config.epochs and trainer.step < config.max_steps:
+        trainer.train(1, min(config.max_steps, trainer.step + config.save_every))
+        trainer.save_checkpoint(checkpoint, **settings)
+        if number := trainer.stopped():
+            say(f"stopped after step {trainer.step}; --resume goes on from {checkpoint}")
+            sys.exit(128 + number)
+        if not (trainer.epoch_losses or trainer.epoch % config.sample_every or rank):
+            draw_pictures(out, trainer, captions)
     if distributed.is_initialized():
         distributed.destroy_process_group()
     if rank:
@@ -680,6 +686,11 @@ def main():
         f"next: python sample.py {quote(captions[-1])} --cfg 1 3 7.5 "
         f"--checkpoint {quote(str(checkpoint))}"
     )
+
+
+def main():
+    with ExitStack() as at_end:
+        run(at_end)
 
 
 if __name__ == "__main__":

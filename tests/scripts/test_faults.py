@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,8 +90,8 @@ def test_a_scale_of_no_dimension_is_a_number(make_model):
 # ---- Flags ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("flags", [
     "--save-every -1", "--sample-every 0", "--max-steps 0", "--epochs 0", "--epochs -1",
-    "--text-drop 1.5", "--text-drop -0.1", "--heads 3", "--embed-dim 6", "--patch-size 3",
-    "--max-steps nan", "--batch-size 0",
+    "--text-drop 1.5", "--text-drop -0.1", "--ema 1.5", "--heads 3", "--embed-dim 6",
+    "--patch-size 3", "--max-steps nan", "--batch-size 0",
 ])  # fmt: skip
 def test_a_number_that_trains_nothing_is_refused_by_name(command, flags):
     one_line(command(train, *RUN, *flags.split()), flags.split()[0].lstrip("-")[:5])
@@ -166,6 +167,16 @@ def test_every_number_of_numpy_can_be_saved(make_model, tmp_path, number):
     trainer.train_step(torch.zeros(2, 3, 8, 8), DOG)
     trainer.save_checkpoint(tmp_path / "c.pt")
     make_trainer(make_model()).resume(tmp_path / "c.pt")
+    fresh = make_trainer(make_model(), lr=number(1))
+    fresh.save_checkpoint(tmp_path / "fresh.pt")  # before the first step sets the rate
+    flowclip.load_checkpoint(tmp_path / "fresh.pt")
+
+
+def test_captions_of_numpy_can_be_saved(make_model, tmp_path):
+    trainer = make_trainer(make_model())
+    trainer.train_step(torch.zeros(2, 3, 8, 8), np.array(["a dog", "a cat"]))
+    trainer.save_checkpoint(tmp_path / "c.pt")
+    assert flowclip.load_checkpoint(tmp_path / "c.pt")[1]["captions"] == ["a dog", "a cat"]
 
 
 # ---- The run folder and the terminal -------------------------------------------------------------
@@ -184,7 +195,21 @@ def test_rows_are_appended_and_none_is_lost(make_model, tmp_path):
     trainer.train(1)
     steps = [row.split(",")[0] for row in metrics.read_text().splitlines()]
     assert before[1].splitlines()[0] == "step,epoch,loss,images_per_second"
-    assert len(before[1].splitlines()) == 3 and steps == ["30", "40"], "those that waited, too"
+    assert len(before[1].splitlines()) == 3
+    assert steps == ["step", "10", "20", "30", "40"], "those that waited, too"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk here")
+def test_rows_of_a_full_disk_come_later(make_model, tmp_path):
+    batches = [(torch.zeros(2, 3, 8, 8), [0, 1])] * 10
+    metrics = tmp_path / "metrics.csv"
+    metrics.symlink_to("/dev/full")
+    trainer = make_trainer(make_model(), batches=batches, metrics=metrics)
+    trainer.train(2)
+    metrics.unlink()
+    trainer.train(1)
+    steps = [row.split(",")[0] for row in metrics.read_text().splitlines()]
+    assert steps == ["step", "10", "20", "30"]
 
 
 def test_a_terminal_that_is_gone_ends_no_run(monkeypatch):
@@ -198,6 +223,7 @@ def test_a_terminal_that_is_gone_ends_no_run(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Gone())
     train.say("lost")
     train.say("lost as well")
+    train.say("what is no UTF-8: \udce9")
 
 
 def test_a_folder_in_use_is_refused(command, tmp_path):
@@ -207,6 +233,15 @@ def test_a_folder_in_use_is_refused(command, tmp_path):
         one_line(command(train, *RUN, "--out", "o", "--max-steps", "1"), "in-use.lock")
     assert command(train, *RUN, "--out", "o", "--max-steps", "1")[0] == 0
     assert command(train, *RUN, "--out", "o", "--max-steps", "2", "--resume")[0] == 0
+
+
+def test_a_folder_is_let_go_whatever_ends_the_run(command, monkeypatch):
+    """In a notebook the traceback lives on, and all that it holds."""
+    run = [*RUN, "--out", "o", "--max-steps", "1"]
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError) as error:
+        patch.setattr(train.TextConditionalTrainer, "train", lambda *args: 1 / 0)
+        command(train, *run)
+    assert error.tb and command(train, *run)[0] == 0
 
 
 def test_handlers_are_put_back(command):
