@@ -586,6 +586,7 @@ def draw_pictures(out, trainer, captions):
         )  # fmt: skip
     with noting_errors():
         axes.figure.savefig(out / "loss.png")
+    with noting_errors():
         flowclip.save_picture(out / "samples.png", flowclip.denormalize_images(images), 5, prompts)
 
 

@@ -226,6 +226,13 @@ def test_a_terminal_that_is_gone_ends_no_run(monkeypatch):
     train.say("what is no UTF-8: \udce9")
 
 
+def test_a_picture_that_cannot_be_written_costs_no_other(command, tmp_path):
+    (tmp_path / "o/loss.png").mkdir(parents=True)
+    status, out, err = command(train, *RUN, "--out", "o", "--max-steps", "1")
+    assert status == 0 and "note: " in out, err
+    assert (tmp_path / "o/samples.png").is_file() and (tmp_path / "o/checkpoint.pt").is_file()
+
+
 def test_a_folder_in_use_is_refused(command, tmp_path):
     (tmp_path / "o").mkdir()
     lock = train.FileLock(tmp_path / "o/in-use.lock")
