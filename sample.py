@@ -119,8 +119,10 @@ def main():
     if config.compile:
         flowclip.compile_blocks(model)
     asked = config.prompts or meta["captions"][:10]
-    prompts = [prompt.encode(errors="replace").decode() for prompt in asked]  # half an emoji is "?"
-    jobs = [*product(prompts, config.cfg, range(config.n))]
+    prompts = dict.fromkeys(prompt.encode(errors="replace").decode() for prompt in asked)
+    prompts = list(prompts)  # each once; half an emoji is "?"
+    scales = dict.fromkeys(config.cfg)
+    jobs = [*product(prompts, scales, range(config.n))]
     random = torch.Generator().manual_seed(config.seed % 2**63)
     noise = torch.randn(config.n, *meta["image_shape"], generator=random)
 
@@ -128,7 +130,7 @@ def main():
         """The uint8 images [C, H, W], as they come: 128 at a time fit into memory."""
         for start in range(0, len(jobs), 128):
             texts, w, draws = zip(*jobs[start : start + 128])
-            w = torch.tensor(w) if len(config.cfg) > 1 else w[0]  # 0 or 1 alone asks once a step
+            w = torch.tensor(w) if len(scales) > 1 else w[0]  # 0 or 1 alone asks once a step
             with flowclip.autocast(flowclip.get_device()):
                 x = flowclip.sample_text_conditional(
                     model, encoder, texts, meta["image_shape"], config.steps, w,
@@ -142,20 +144,20 @@ def main():
             if path.exists():
                 raise UserError(f"--save-dir: {path} is there, and nothing is overwritten")
     cells = []
-    shown = 16 // len(config.cfg) or 1  # draws of a prompt and scale in the grid
+    shown = 16 // len(scales) or 1  # draws of a prompt and scale in the grid
     for job, image in zip(jobs, draw(jobs)):
         if config.save_dir:
             to_pil_image(image).save(image_path(config, *job))
         if job[2] < shown and job[0] in prompts[:16]:
             cells.append(image)
-    titles = [f"w = {w:g}" for w in config.cfg for _ in range(config.n)[:shown]]
+    titles = [f"w = {w:g}" for w in scales for _ in range(config.n)[:shown]]
     flowclip.save_picture(config.out.expanduser(), cells, len(titles), titles, prompts)
     print(f"{config.out}: {len(cells)} of {len(jobs)} images")
     if config.attention:
         rows = prompts[:16]
         maps = record_attention(model, len(rows))
         with torch.compiler.set_stance("force_eager"):  # hooks record nothing in compiled blocks
-            images = list(draw([(prompt, max(config.cfg) or 1, 0) for prompt in rows]))
+            images = list(draw([(prompt, max(scales) or 1, 0) for prompt in rows]))
         tokens = [encoder.tokens(prompt) for prompt in rows]
         path = config.attention.expanduser()
         save_attention(path, rows, tokens, images, sum(maps) / len(maps))

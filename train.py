@@ -128,7 +128,7 @@ def say(text):
 
 
 # ---- Data: uint8 images, their labels, and one caption per label ---------------------------------
-LOCK = "in-use.lock"  # in a run folder: its images are ours, and are no data
+PICTURES = "loss.png", "samples.png"  # of a run; where its checkpoint lies, they are no data
 TORCHVISION = {  # --data: the class that downloads it
     "cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion-mnist": "FashionMNIST",
 }  # fmt: skip
@@ -161,12 +161,13 @@ def load_data(name, img_size=0, train=True):
 
 
 def walk(folder):
-    """The files below a folder, but the hidden, and our own runs. Links up are not followed."""
+    """The files below a folder, without the hidden. Links are followed, unless they lead up."""
     for path in sorted(folder.iterdir()):  # OSError for a link to nothing
-        if path.name.startswith((".", "@", "__")) or (path / LOCK).exists():
+        if path.name.startswith((".", "@", "__")):
             continue
         if path.is_file():
-            yield path
+            if path.name not in PICTURES or not (folder / "checkpoint.pt").exists():
+                yield path
         elif not folder.resolve().is_relative_to(path.resolve()):
             yield from walk(path)
 
@@ -190,16 +191,16 @@ def read_metadata(path):
                 fields = next(filter(any, table))
                 columns = columns or fields
                 row = dict(zip(columns, fields, strict=True))
-                if len(row) < len(columns):
-                    raise ValueError("two columns of one name")
+                if columns.count("file_name") + columns.count("text") > 2:
+                    raise ValueError  # which of them is meant?
             else:
                 row = json.loads(line)
             image = path.parent / row["file_name"].strip()
             text = row["text"].strip()
         except Exception:
             raise ValueError(
-                f"line {number}: expected a file_name and a text, and no field more than the first "
-                f"line has, found {line.strip():.80}"
+                f"line {number}: expected one file_name and one text, and no field more than the "
+                f"first line has, found {line.strip():.80}"
             ) from None
         if image.name != "file_name":  # the first line of a CSV names its columns
             yield image, text
@@ -242,7 +243,7 @@ def find_captions(folder):
     )
     if not paths or texts and texts.keys().isdisjoint(keys):
         raise UserError(
-            f"--data {folder}: {len(paths)} images, and none takes a text {untaken[:1]}"
+            f"--data {folder}: {len(paths)} images, and none has a text of these {untaken[:1]}"
         )
     return [  # half an emoji, or a letter of another encoding, becomes "?"
         (path, caption.encode(errors="replace").decode())
@@ -285,7 +286,10 @@ def load_folder(folder, img_size):
 
 
 def seeded(device, *key):
-    """Randomness that is a function of a key such as (seed, step): a resumed run repeats it."""
+    """Randomness that is a function of a key such as (seed, step): a resumed run repeats it.
+
+    Its last number says what for: 0 the order, 1 a step, 2 what is held out, 3 the loss of that.
+    """
     seed = np.random.SeedSequence(key).generate_state(1).item()
     return torch.Generator(device).manual_seed(seed)  # [TRAIN-4]
 
@@ -415,7 +419,7 @@ class TextConditionalTrainer:
             last.bias.data = -mean.to(self.device)
 
     def loss(self, model, images, captions, key, text_drop_prob=0, part=slice(None)):
-        """The loss of a part of a batch; the noise, times and coins of all of it are by the key."""
+        """The loss of a part of a batch; noise, times and coins are drawn for all of it, by key."""
         random = seeded(self.device, self.seed, *key)  # [TRAIN-4]
         x1 = torch.randn(images.shape, generator=random, device=self.device)
         t, coin = torch.rand(2, len(images), generator=random, device=self.device)
@@ -436,8 +440,9 @@ class TextConditionalTrainer:
         if self.step == 0:
             self.start_at_mean(images)
         mine = slice(self.rank, None, self.world_size)  # of two processes every other sample
-        key = self.step, 1
-        loss = self.loss(self.parallel_model, images, captions, key, self.text_drop_prob, mine)
+        loss = self.loss(
+            self.parallel_model, images, captions, (self.step, 1), self.text_drop_prob, part=mine
+        )
 
         rise = (self.step + 1) / (self.warmup or 1)
         fall = (self.total_steps - self.step) / (self.cooldown or 1)
@@ -513,11 +518,11 @@ class TextConditionalTrainer:
         self.rows.append(f"{self.step},{epoch},{loss:.6f},{1 / seconds:.1f}\n")
         self.recent = []
         if self.metrics:
-            new, self.written = self.rows[self.written :], 0  # if this fails, all of them again
+            start, self.written = self.written, 0  # if this fails, all of them again
             with noting_errors():
-                with open(self.metrics, "w" if new == self.rows else "a") as file:
-                    file.writelines(new)
-                self.written = len(self.rows)
+                with open(self.metrics, "a" if start else "w") as file:
+                    file.writelines(self.rows[start:])
+                self.written = len(self.rows)  # now they are: a full disk shows when it is closed
         return loss
 
     def check_finite(self):
@@ -556,7 +561,7 @@ class TextConditionalTrainer:
             if name == "captions":  # those that differ
                 then, now = {*then} - {*now}, {*now} - {*then}
             if then != now:
-                said = f"--resume: {name} was {then!r:.220} and now is {now!r:.220}"
+                said = f"--resume: {name} was {then!r:.200} and now is {now!r:.200}"
                 if name not in MAY_CHANGE.split():
                     raise UserError(said)
                 say(said)
@@ -604,7 +609,7 @@ def begin_process(name):
 
 
 def run(at_end):
-    """From the flags to the pictures. at_end: an ExitStack of what is put back, however it ends."""
+    """From the flags to the pictures. at_end: an ExitStack of what is undone, however it ends."""
     preset = DEMO.split() if "--demo" in sys.argv else []
     config = tyro.cli(Config, args=preset + sys.argv[1:])  # of a flag given twice the last counts
     start = perf_counter()
@@ -622,8 +627,8 @@ def run(at_end):
         )
     with blame(f"--out {out}"):
         out.mkdir(parents=True, exist_ok=True)
-        if not rank:  # the lock is the system's: it ends with the process
-            at_end.enter_context(FileLock(out / LOCK).acquire(blocking=False))
+        if not rank:  # the lock is the system's: it ends with the run, or with a killed process
+            at_end.enter_context(FileLock(out / "in-use.lock").acquire(blocking=False))
     exists = checkpoint.exists()
     if exists and config.resume == config.overwrite:
         raise UserError(f"{checkpoint} exists: --resume goes on from it, --overwrite starts anew")
@@ -662,18 +667,19 @@ def run(at_end):
         trainer.stop_signal = number
         signal.signal(number, signal.SIG_DFL)  # a second one stops at once
 
-    for number in signal.valid_signals() & {1, 2, 15}:  # SIGHUP, SIGINT, SIGTERM
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-            at_end.callback(signal.signal, number, signal.getsignal(number))
-            signal.signal(number, stop)
-    while trainer.epoch < config.epochs and trainer.step < config.max_steps:
-        trainer.train(1, min(config.max_steps, trainer.step + config.save_every))
-        trainer.save_checkpoint(checkpoint, **settings)
-        if number := trainer.stopped():
-            say(f"stopped after step {trainer.step}; --resume goes on from {checkpoint}")
-            sys.exit(128 + number)
-        if not (trainer.epoch_losses or trainer.epoch % config.sample_every or rank):
-            draw_pictures(out, trainer, captions)
+    with ExitStack() as handlers:  # which are put back at its end
+        for number in signal.valid_signals() & {1, 2, 15}:  # SIGHUP, SIGINT, SIGTERM
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                handlers.callback(signal.signal, number, signal.getsignal(number))
+                signal.signal(number, stop)
+        while trainer.epoch < config.epochs and trainer.step < config.max_steps:
+            trainer.train(1, min(config.max_steps, trainer.step + config.save_every))
+            trainer.save_checkpoint(checkpoint, **settings)
+            if number := trainer.stopped():
+                say(f"stopped after step {trainer.step}; --resume goes on from {checkpoint}")
+                sys.exit(128 + number)
+            if not (trainer.epoch_losses or trainer.epoch % config.sample_every or rank):
+                draw_pictures(out, trainer, captions)
     if distributed.is_initialized():
         distributed.destroy_process_group()
     if rank:

@@ -1,7 +1,7 @@
 """Better for the same work? python docs/studies/ablate.py --data my_data/train
 
 One change at a time: each case trains the documented model for --epochs from the same seed, with
-one setting changed.
+one setting changed; those called "lr 1e-3, ..." are to be compared with "lr 1e-3 and warm-up".
 Training losses are not compared, as some changes define them anew. What is compared is the
 flow-matching loss on real test images that no run has seen, at uniform times and with the same
 noise for all; and what the judge of docs/studies/judge.py says of drawn images.
@@ -15,6 +15,7 @@ folder --data needs the test images in a folder `test` beside it.
 import argparse
 import copy
 import csv
+import itertools
 import sys
 import time
 import warnings
@@ -31,7 +32,7 @@ import flowclip
 import train
 
 SAME = ("data", "clip_weights", "epochs", "minutes", "n")  # a row of other settings is no answer
-COLUMNS = (*SAME, "case", "loss", "kept", "frechet", "took", "steps")
+COLUMNS = (*SAME, "case", "loss", "kept", "frechet", "steps", "took_minutes")
 
 
 class LogitNormal(train.TextConditionalTrainer):
@@ -78,6 +79,20 @@ class Mirrored(train.Batches):
             yield torch.where(coin, images.flip(-1), images), labels
 
 
+class Deadline:
+    """The epochs of `batches`, one after another, until a time of perf_counter."""
+
+    def __init__(self, batches, until):
+        self.batches, self.until = batches, until
+
+    def __iter__(self):
+        for self.batches.epoch in itertools.count():
+            for batch in self.batches:
+                if time.perf_counter() > self.until:
+                    return
+                yield batch
+
+
 FAST = {"lr": 1e-3, "warmup": 500}
 CASES = {
     "documented": {},
@@ -112,7 +127,7 @@ def held_out_loss(model, encoder, images, labels, captions, device, seed=0):
 
 
 def run_case(name, args, data, encoder, device):
-    """Train one case, and give (its name, trainer, minutes, checkpoint) for each average kept."""
+    """Train one case, and give (name, model, steps, minutes, checkpoint) for each average kept."""
     images, labels, captions = data
     torch._dynamo.reset()  # else the model of the ninth case would find its compilations used up
     options = {"seed": 0, "kind": train.TextConditionalTrainer, "batches": train.Batches}
@@ -136,10 +151,8 @@ def run_case(name, args, data, encoder, device):
     trainer.context_of(captions)
     begin = time.perf_counter()
     if args.minutes:
-        while time.perf_counter() - begin < 60 * args.minutes:
-            trainer.train(1, max_steps=trainer.step + 10)
-    else:
-        trainer.train(args.epochs)
+        trainer.dataloader = Deadline(trainer.dataloader, begin + 60 * args.minutes)
+    trainer.train(1 if args.minutes else args.epochs)
     minutes = (time.perf_counter() - begin) / 60
     models = {name: trainer.ema_model}
     if kind is Averages:
@@ -148,7 +161,7 @@ def run_case(name, args, data, encoder, device):
     for case, model in models.items():
         trainer.ema_model, path = model, args.out / f"{case.replace(' ', '-')}.pt"
         trainer.save_checkpoint(path, data=args.data)
-        yield case, trainer, minutes, path
+        yield case, model.eval(), trainer.step, minutes, path
 
 
 def parse_args():
@@ -169,6 +182,8 @@ def parse_args():
 def main():
     args, device = parse_args(), flowclip.get_device()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.minutes:
+        args.epochs = ""  # they do not count
     table, same = args.out / "ablation.csv", {name: str(getattr(args, name)) for name in SAME}
     if not table.exists():
         table.write_text(",".join(COLUMNS) + "\n")
@@ -183,8 +198,7 @@ def main():
         rows = []
         try:
             runs = run_case(name, args, (*learn, captions), encoder, device)
-            for case, trainer, minutes, path in runs:
-                model = trainer.ema_model.eval()
+            for case, model, steps, minutes, path in runs:
                 loss = held_out_loss(model, encoder, test[some], labels[some], captions, device)
                 heard = Court(path, compile=args.compile).hear(args.n)
                 row = {
@@ -192,8 +206,8 @@ def main():
                     "loss": f"{loss:.4f}",
                     "kept": f"{heard['kept']:.3f}",
                     "frechet": f"{heard['frechet']:.2f}",
-                    "took": f"{minutes:.1f}",
-                    "steps": trainer.step,
+                    "steps": steps,
+                    "took_minutes": f"{minutes:.1f}",
                 }
                 rows.append(row)
         except flowclip.UserError as error:  # a weight is not finite

@@ -180,23 +180,32 @@ def test_captions_of_numpy_can_be_saved(make_model, tmp_path):
 
 
 # ---- The run folder and the terminal -------------------------------------------------------------
-def test_rows_are_appended_and_none_is_lost(make_model, tmp_path):
+def test_rows_that_could_not_be_written_come_later(make_model, tmp_path):
     batches = [(torch.zeros(2, 3, 8, 8), [0, 1])] * 10
     metrics = tmp_path / "metrics.csv"
     metrics.write_text("of an old run\n")
     trainer = make_trainer(make_model(), batches=batches, metrics=metrics)
     trainer.train(2)
-    before = metrics.stat().st_ino, metrics.read_text()
-    metrics.chmod(0o444)
-    metrics.rename(tmp_path / "held.csv")
+    before = metrics.read_text().splitlines()
+    metrics.unlink()
     metrics.mkdir()  # what cannot be written to
     trainer.train(1)
     metrics.rmdir()
     trainer.train(1)
     steps = [row.split(",")[0] for row in metrics.read_text().splitlines()]
-    assert before[1].splitlines()[0] == "step,epoch,loss,images_per_second"
-    assert len(before[1].splitlines()) == 3
+    assert before[0] == "step,epoch,loss,images_per_second" and len(before) == 3
     assert steps == ["step", "10", "20", "30", "40"], "those that waited, too"
+
+
+def test_rows_are_appended(make_model, tmp_path):
+    """A table that is written anew every 10 steps takes hours of a long run."""
+    batches = [(torch.zeros(2, 3, 8, 8), [0, 1])] * 10
+    metrics = tmp_path / "metrics.csv"
+    trainer = make_trainer(make_model(), batches=batches, metrics=metrics)
+    trainer.train(1)
+    metrics.write_text("kept\n")
+    trainer.train(1)
+    assert metrics.read_text().startswith("kept\n20,")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk here")
@@ -229,7 +238,7 @@ def test_a_terminal_that_is_gone_ends_no_run(monkeypatch):
 def test_a_picture_that_cannot_be_written_costs_no_other(command, tmp_path):
     (tmp_path / "o/loss.png").mkdir(parents=True)
     status, out, err = command(train, *RUN, "--out", "o", "--max-steps", "1")
-    assert status == 0 and "note: " in out, err
+    assert status == 0 and "o/loss.png" in out, err
     assert (tmp_path / "o/samples.png").is_file() and (tmp_path / "o/checkpoint.pt").is_file()
 
 

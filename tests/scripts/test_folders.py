@@ -63,6 +63,7 @@ READ = {  # files (an image where there is no text): the captions in their order
     "a name in capitals": ({"0.png": None, "Metadata.CSV": "file_name,text\n0.png,a\n"}, ["a"]),
     "a dot in its name": ({"Dr. Who.png": None, "Dr. Who.txt": "a doctor"}, ["a doctor"]),
     "a blank before a comma": ({"0.png": None, CSV: "file_name,text\n0.png ,one\n"}, ["one"]),
+    "columns without a name": ({"0.png": None, CSV: "file_name,text,,\n0.png,a,,\n"}, ["a"]),
     "a last row of commas": ({"0.png": None, CSV: "file_name,text\n0.png,a\n,\n"}, ["a"]),
     "half an emoji": ({"0.png": None, JSONL: row("0.png", "happy \ud83d")}, ["happy ?"]),
 }  # fmt: skip
@@ -82,7 +83,7 @@ REFUSED = {  # the name of a file beside 0.png, its text: the line that is named
     "too few fields": (CSV, "file_name,text,of\n0.png,a\n", 2, "0.png,a"),
     "a quote never closed": (CSV, 'file_name,text\n0.png,"a cat\n1.png,a dog\n', 2, '0.png,"a cat'),
     "words after a quote": (CSV, 'file_name,text\n0.png,"a" cat\n', 2, '0.png,"a" cat'),
-    "two columns of one name": (CSV, "file_name,text,text\n0.png,a,b\n", 1, "file_name,text,text"),
+    "two columns of one name": (CSV, "text,file_name,text\n0.png,a,b\n", 1, "text,file_name,text"),
     "no header": (CSV, "0.png,one\n", 1, "0.png,one"),
     "other columns": (CSV, "image_id,label\n0,7\n", 1, "image_id,label"),
     "semicolons": (CSV, "file_name;text\n0.png;one\n", 1, "file_name;text"),
@@ -244,12 +245,16 @@ def test_a_folder_is_counted_before_it_is_read(tmp_path, monkeypatch, capsys):
     assert captions_of(".")[2] == "a photo of a pics"
 
 
-def test_pictures_of_a_run_are_no_data(tmp_path):
-    """A run folder may lie among the images that it learns from, as with --data . --out run."""
-    write(tmp_path / "cat/0.png")
-    write(tmp_path / "run/in-use.lock", "")
-    write(tmp_path / "run/loss.png")
-    assert captions_of(tmp_path) == ["a photo of a cat"]
+def test_pictures_of_a_run_are_no_data(command, tmp_path):
+    """Its folder may be that of the images, or lie among them, as with --data . --out run."""
+    for name in ("cat/0.png", "cat/1.png", "dog/loss.png"):
+        write(tmp_path / name)
+    run = ["--data", ".", "--img-size", 8, "--clip-weights", "untrained", "--patch-size", 2, *TINY]
+    run += ["--batch-size", 2, "--max-steps", 1]
+    for out in ("run", "cat", "."):
+        assert command(train, *run, "--out", out)[0] == 0
+        assert (tmp_path / out / "samples.png").is_file()
+    assert captions_of(tmp_path) == 2 * ["a photo of a cat"] + ["a photo of a dog"]
 
 
 def test_a_folder_of_no_image_says_what_is_there(tmp_path, capsys):

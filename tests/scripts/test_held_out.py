@@ -123,6 +123,14 @@ def test_it_is_of_the_averaged_weights_at_fixed_times_and_noise(make_model):
     draw.randomise(trainer.ema_model, 2)
     assert trainer.held_out_loss() != loss
     assert not any(weight.grad_fn for weight in trainer.ema_model.parameters())
+    loss = trainer.held_out_loss()
+    trainer.text_drop_prob = 1
+    assert trainer.held_out_loss() == loss, "no text is dropped"
+    (batch, *_) = trainer.held_out
+    trainer.held_out = [batch, batch]
+    twice = trainer.held_out_loss()
+    trainer.held_out = [batch]
+    assert trainer.held_out_loss() != twice, "each batch has noise of its own"
 
 
 @pytest.mark.parametrize("flags, held_out", [([], [11, 22]), (["--no-held-out"], [])])
