@@ -185,8 +185,11 @@ def main():
     if args.minutes:
         args.epochs = ""  # they do not count
     table, same = args.out / "ablation.csv", {name: str(getattr(args, name)) for name in SAME}
+    header = ",".join(COLUMNS)
     if not table.exists():
-        table.write_text(",".join(COLUMNS) + "\n")
+        table.write_text(header + "\n")
+    if table.read_text().splitlines()[0] != header:
+        raise flowclip.UserError(f"{table} has other columns: move it away, or take another --out")
     with open(table) as file:
         done = {row["case"] for row in csv.DictReader(file) if same.items() <= row.items()}
     learn, (test, labels), captions = load_real(args.data)

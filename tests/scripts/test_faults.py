@@ -180,11 +180,17 @@ def test_captions_of_numpy_can_be_saved(make_model, tmp_path):
 
 
 # ---- The run folder and the terminal -------------------------------------------------------------
-def test_rows_that_could_not_be_written_come_later(make_model, tmp_path):
+@pytest.fixture
+def recorded(make_model, tmp_path):
+    """A trainer of ten steps an epoch, and its metrics.csv."""
     batches = [(torch.zeros(2, 3, 8, 8), [0, 1])] * 10
     metrics = tmp_path / "metrics.csv"
+    return make_trainer(make_model(), batches=batches, metrics=metrics), metrics
+
+
+def test_rows_that_could_not_be_written_come_later(recorded):
+    trainer, metrics = recorded
     metrics.write_text("of an old run\n")
-    trainer = make_trainer(make_model(), batches=batches, metrics=metrics)
     trainer.train(2)
     before = metrics.read_text().splitlines()
     metrics.unlink()
@@ -197,11 +203,9 @@ def test_rows_that_could_not_be_written_come_later(make_model, tmp_path):
     assert steps == ["step", "10", "20", "30", "40"], "those that waited, too"
 
 
-def test_rows_are_appended(make_model, tmp_path):
+def test_rows_are_appended(recorded):
     """A table that is written anew every 10 steps takes hours of a long run."""
-    batches = [(torch.zeros(2, 3, 8, 8), [0, 1])] * 10
-    metrics = tmp_path / "metrics.csv"
-    trainer = make_trainer(make_model(), batches=batches, metrics=metrics)
+    trainer, metrics = recorded
     trainer.train(1)
     metrics.write_text("kept\n")
     trainer.train(1)
@@ -209,11 +213,9 @@ def test_rows_are_appended(make_model, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk here")
-def test_rows_of_a_full_disk_come_later(make_model, tmp_path):
-    batches = [(torch.zeros(2, 3, 8, 8), [0, 1])] * 10
-    metrics = tmp_path / "metrics.csv"
+def test_rows_of_a_full_disk_come_later(recorded):
+    trainer, metrics = recorded
     metrics.symlink_to("/dev/full")
-    trainer = make_trainer(make_model(), batches=batches, metrics=metrics)
     trainer.train(2)
     metrics.unlink()
     trainer.train(1)
