@@ -580,8 +580,8 @@ def draw_pictures(out, trainer, captions):
     """loss.png: the losses, held out and not. samples.png: the first 20 captions at w = 3."""
     table = np.genfromtxt(trainer.rows, delimiter=",", names=True)
     axes = Figure().subplots()
-    axes.plot(table["step"], table["loss"])
-    axes.plot(*zip(*trainer.held_out_losses), marker=".")
+    axes.semilogy(table["step"], table["loss"])
+    axes.semilogy(*zip(*trainer.held_out_losses), marker=".")
     axes.set_title("flow-matching loss by step, means of 10; dots: of what is held out")
     prompts = captions[:20]
     with trainer.autocast:

@@ -7,7 +7,11 @@ far AdamW's steps are from its history. A run has fallen when its loss is that o
 not see x_t: 1 + the variance of the images about their pixel means. Rows go to OUT/collapse.csv,
 and OUT/collapse.png shows the loss and the share that differs, a line per run.
 --start zero leaves the last bias at zero; batch takes the first batch's mean, as [TRAIN-8] says;
-data takes that of every seventh image.
+data takes that of every seventh image. --resume goes on where a run of the same OUT was stopped.
+
+    python docs/studies/collapse.py data/cifar10-jpeg/test --checkpoint runs/cifar10/checkpoint.pt
+
+looks into runs that train.py has made, and prints the same four numbers of their averaged weights.
 """
 
 import argparse
@@ -22,6 +26,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import flowclip
+import sample
 import train
 
 COLUMNS = (
@@ -94,6 +99,11 @@ def run(data, encoder, start, lr, seed, args):
         "data": lambda _: begin(flowclip.normalize_images(images[::7])),
     }[start]
     inside = Inside(trainer.ema_model)  # a copy: what is trained stays without hooks
+    if args.compile:
+        flowclip.compile_blocks(model)
+    kept = args.out / f"{start}-{lr:g}-{seed}.pt"
+    if args.resume and kept.exists():
+        trainer.resume(kept)
     look_at, some = next(iter(batches))
     x1, t = torch.randn_like(look_at), torch.linspace(0.02, 0.98, len(look_at))
     xt, _ = flowclip.interpolate(look_at, x1, t)
@@ -110,8 +120,26 @@ def run(data, encoder, start, lr, seed, args):
         row += [f"{number:.4g}" for number in (*found, update_ratio(trainer.optimizer))]
         with open(args.out / "collapse.csv", "a") as file:
             csv.writer(file).writerow(row)
+        trainer.save_checkpoint(kept)
         if trainer.step % 1000 < 100:
             print(*(f"{name} {cell}" for name, cell in zip(COLUMNS, row)), flush=True)
+
+
+def look_into(paths, data):
+    """The same numbers of finished runs, at 64 images that are spread over the data."""
+    images, labels, captions = data
+    some = torch.linspace(0, len(images) - 1, 64).long()
+    x0 = flowclip.normalize_images(images[some])
+    x1 = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    t = torch.linspace(0.02, 0.98, len(x0))
+    xt, _ = flowclip.interpolate(x0, x1, t)
+    for path in paths:
+        model, encoder, meta = sample.load(path)
+        texts = encoder([captions[label] for label in labels[some]])
+        inputs = [tensor.to(texts[0].device) for tensor in (xt, t, *texts)]
+        with flowclip.autocast(inputs[0].device):
+            found = Inside(model).look(*inputs)
+        print(meta["step"], *(f"{name} {number:.4g}" for name, number in zip(COLUMNS[6:], found)))
 
 
 def draw(path):
@@ -151,6 +179,9 @@ def parse_args():
     add("--seeds", type=int, nargs="+", default=[0], help="(0)")
     add("--steps", type=int, default=2800, metavar="N", help="(2800)")
     add("--every", type=int, default=100, metavar="N", help="steps between looks, tens (100)")
+    add("--compile", action="store_true", help="torch.compile the blocks that are trained")
+    add("--resume", action="store_true", help="go on from the checkpoints in OUT")
+    add("--checkpoint", nargs="+", default=[], metavar="PATH", help="look into these, train none")
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="for collapse.csv (runs)")
     return parser.parse_args()
 
@@ -158,15 +189,19 @@ def parse_args():
 def main():
     args = parse_args()
     data = train.load_data(args.data)
+    if args.checkpoint:
+        return look_into(args.checkpoint, data)
     encoder = flowclip.CLIPTextEncoder("ViT-S-32-alt", "untrained")
     args.out.mkdir(parents=True, exist_ok=True)
-    with open(args.out / "collapse.csv", "w") as file:
-        csv.writer(file).writerow(COLUMNS)
+    table = args.out / "collapse.csv"
+    if not (args.resume and table.exists()):
+        with open(table, "w") as file:
+            csv.writer(file).writerow(COLUMNS)
     for seed in args.seeds:
         for lr in args.lr:
             for start in args.start:
                 run(data, encoder, start, lr, seed, args)
-    draw(args.out / "collapse.csv")
+    draw(table)
 
 
 if __name__ == "__main__":

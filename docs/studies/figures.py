@@ -38,7 +38,8 @@ class Artist:
         self.model, self.encoder, self.meta = sample.load(path)
         self.device, self.folder = next(self.model.parameters()).device, Path(path).parent
         self.shape = self.meta["image_shape"]
-        self.run = flowclip.read_checkpoint(path)["training"]["run"]
+        training = flowclip.read_checkpoint(path)["training"]
+        self.run, self.held_out = training["run"], training["state"].get("held_out_losses", [])
 
     def noise(self, count, seed=0):
         return torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(seed))
@@ -347,13 +348,16 @@ ORIGINAL = {
 
 
 def losses(artist):
-    """The mean loss of each epoch beside the original notebook's."""
+    """The loss of each epoch, trained on and held out, beside the original notebook's."""
     figure = Figure(figsize=(6.5, 3.6), dpi=110, layout="constrained")
     axis, ours = figure.subplots(), artist.meta["losses"]
     label = "original notebook (other pixels, OpenAI's text)"
     axis.plot(ORIGINAL.keys(), ORIGINAL.values(), "s", color="0.6", label=label)
-    label = f"this run ({artist.run['data']}, text weights {artist.run['clip_weights']!r})"
+    data = "/".join(Path(artist.run["data"]).parts[-2:])
+    label = f"this run ({data}, text weights {artist.run['clip_weights']!r})"
     axis.plot(range(1, len(ours) + 1), ours, "o-", label=label)
+    held_out = [loss for _, loss in artist.held_out]
+    axis.plot(range(1, len(held_out) + 1), held_out, ".-", label="its loss of what is held out")
     axis.set(xlabel="epoch", ylabel="mean flow-matching loss")
     axis.legend(frameon=False, fontsize=9)
     return figure
