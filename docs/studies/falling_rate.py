@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from ablate import held_out_loss
+from judge import held_out_loss
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import flowclip

@@ -1,7 +1,8 @@
 """Are prompts kept, are pictures like real ones? python docs/studies/judge.py CHECKPOINT
 
 The judge is a small CNN that learns the real training images of the run. Its score on real test
-images is printed first. Then it looks at drawn images:
+images is printed first, and the loss of the model on 2,000 of these (which a run on digits has seen
+in part). Then it looks at drawn images:
 
 - kept: which share does it give to the class of the prompt? The control has the prompts shuffled.
 - Fréchet distance (Heusel et al. 2017), in the features of this CNN: how far are the drawn images
@@ -119,6 +120,22 @@ def shuffle(values, seed):
     return values[torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))]
 
 
+@torch.no_grad()
+def held_out_loss(model, encoder, images, labels, captions, device, seed=0):
+    """The mean of [FLOW-3] at uniform times, of uint8 images [N, C, H, W] and their labels [N]."""
+    rand, total = torch.Generator().manual_seed(seed), 0.0
+    Z, mask = encoder(captions)
+    for part in torch.arange(len(images)).split(100):
+        x0 = flowclip.normalize_images(images[part])
+        x1, t = torch.randn(x0.shape, generator=rand), torch.rand(len(x0), generator=rand)
+        text = Z[labels[part]], mask[labels[part]]
+        with flowclip.autocast(device):
+            x0, x1, t = x0.to(device), x1.to(device), t.to(device)
+            loss = flowclip.flow_matching_loss(model, x0, *text, x1=x1, t=t)
+        total += loss.item() * len(part)
+    return total / len(images)
+
+
 class Court:
     """All that judges the run of one checkpoint: the real images, the CNN, the model."""
 
@@ -129,7 +146,8 @@ class Court:
             for block in self.model.blocks:
                 block.compile()
         data = flowclip.read_checkpoint(path)["training"]["run"]["data"]
-        learn, (self.real, labels), self.captions = load_real(data, self.meta["image_shape"][-1])
+        size = self.meta["image_shape"][-1]
+        learn, (self.real, self.labels), self.captions = load_real(data, size)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the tower is untrained
             self.encoder = flowclip.CLIPTextEncoder(
@@ -145,8 +163,14 @@ class Court:
             self.judge = fit_judge(*learn, len(self.captions), self.device, mirror=data != "digits")
             torch.save({"lesson": lesson, "judge": self.judge.state_dict()}, kept)
         seen, self.features = self.judge.look(self.real)
-        self.accuracy = float((seen == labels).double().mean())
+        self.accuracy = float((seen == self.labels).double().mean())
         self.learn = shuffle(learn[0], seed=0)
+
+    def held_out_loss(self, count=2000):
+        """The loss of the model on some of the real images, the same for all models."""
+        some = shuffle(torch.arange(len(self.real)), 0)[:count]
+        real, labels = self.real[some], self.labels[some]
+        return held_out_loss(self.model, self.encoder, real, labels, self.captions, self.device)
 
     def draw(self, count, cfg, steps, solver, seed):
         """-> (images uint8 [count, C, H, W], the classes of their prompts), drawn 100 by 100."""
@@ -213,6 +237,7 @@ def main():
     court = Court(args.checkpoint, compile=args.compile)
     table = args.checkpoint.with_name("judge.csv")
     print(f"the judge knows {court.accuracy:.1%} of {len(court.real):,} real test images")
+    print(f"the loss of the model on at most 2,000 of them is {court.held_out_loss():.4f}")
     for cfg in args.cfg:
         for steps in args.steps:
             row = court.hear(args.n, cfg, steps, args.solver, args.seed)

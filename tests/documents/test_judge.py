@@ -124,5 +124,5 @@ def test_the_held_out_loss_is_that_of_flow_matching(make_model):
     """A model that says 0 has E[v^2]: 1 for the noise, and the mean square of the images."""
     images, labels = torch.full((300, 3, 8, 8), 255, dtype=torch.uint8), torch.arange(300) % 2
     silent = lambda xt, t, context, mask: torch.zeros_like(xt)  # noqa: E731
-    loss = ablate.held_out_loss(silent, draw.StandIn(), images, labels, ["a", "b"], "cpu")
+    loss = judge.held_out_loss(silent, draw.StandIn(), images, labels, ["a", "b"], "cpu")
     assert loss == pytest.approx(2, abs=0.03)
