@@ -660,7 +660,7 @@ def run(at_end):
     if config.resume and exists:
         trainer.resume(checkpoint, **settings)
     parts = torch.utils.data.DataLoader(captions, 256)
-    for part in tqdm(parts, "captions", leave=False, disable=None):
+    for part in tqdm(parts, "captions", leave=False, delay=5, mininterval=10, disable=rank):
         trainer.context_of(part)  # before the first step, so that no step waits
 
     def stop(number, frame):
