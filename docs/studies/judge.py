@@ -237,7 +237,8 @@ def main():
     court = Court(args.checkpoint, compile=args.compile)
     table = args.checkpoint.with_name("judge.csv")
     print(f"the judge knows {court.accuracy:.1%} of {len(court.real):,} real test images")
-    print(f"the loss of the model on at most 2,000 of them is {court.held_out_loss():.4f}")
+    some = min(2000, len(court.real))
+    print(f"the loss of the model on {some:,} of them is {court.held_out_loss(some):.4f}")
     for cfg in args.cfg:
         for steps in args.steps:
             row = court.hear(args.n, cfg, steps, args.solver, args.seed)
