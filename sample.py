@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 import tyro
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import resize, to_pil_image
 
 import flowclip
@@ -128,13 +129,12 @@ def main():
 
     def draw(jobs):
         """The uint8 images [C, H, W], as they come: 128 at a time fit into memory."""
-        for start in range(0, len(jobs), 128):
-            texts, w, draws = zip(*jobs[start : start + 128])
-            w = torch.tensor(w) if len(scales) > 1 else w[0]  # 0 or 1 alone asks once a step
+        for texts, w, draws in DataLoader(jobs, 128):
+            w = w if len(scales) > 1 else w[0]  # 0 or 1 alone asks once a step
             with flowclip.autocast(flowclip.get_device()):
                 x = flowclip.sample_text_conditional(
                     model, encoder, texts, meta["image_shape"], config.steps, w,
-                    noise=noise[list(draws)], solver=config.solver,
+                    noise=noise[draws], solver=config.solver,
                 )  # fmt: skip
             yield from flowclip.denormalize_images(x).cpu()
 

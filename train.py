@@ -121,10 +121,8 @@ def get_rank():
 def say(text):
     """Print at once. A closed terminal, or a full disk under the log, ends no run."""
     if get_rank() == 0:
-        try:
+        with suppress(OSError):
             print(text, flush=True)
-        except OSError:
-            sys.stdout = open(os.devnull, "w", errors="replace")  # noqa: SIM115
 
 
 # ---- Data: uint8 images, their labels, and one caption per label ---------------------------------

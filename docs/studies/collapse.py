@@ -2,12 +2,15 @@
 
 Trains the small model of chapter 8 on the pictures of draw_shapes.py, and every 100 steps looks
 inside, at 64 images of the first batch: how much of the residual stream still differs between
-patches, the largest attention score of the first block, the largest 1 + scale of an AdaLN, and how
-far AdamW's steps are from its history. A run has fallen when its loss is that of a model that does
-not see x_t: 1 + the variance of the images about their pixel means. Rows go to OUT/collapse.csv,
-and OUT/collapse.png shows the loss and the share that differs, a line per run.
+patches, the largest attention score of the first block, the largest 1 + scale of an AdaLN. At every
+step it compares the gradient g with v, AdamW's memory of g^2: "rms" is the root mean square of
+g / sqrt(v) over one weight matrix or bias, the largest of all of them and of the steps since the
+last row (Wortsman et al. 2023). A run has fallen when its loss is that of a model that does not see
+x_t: 1 + the variance of the images about their pixel means. Rows go to OUT/collapse.csv, and
+OUT/collapse.png shows three of the columns, a line per run.
 --start zero leaves the last bias at zero; batch takes the first batch's mean, as [TRAIN-8] says;
-data takes that of every seventh image. --resume goes on where a run of the same OUT was stopped.
+data takes that of every seventh image. --resume goes on where a run of the same OUT was stopped;
+--begin PATH goes on from a checkpoint of any run, with the rate, seed and beta that are asked for.
 
     python docs/studies/collapse.py data/cifar10-jpeg/test --checkpoint runs/cifar10/checkpoint.pt
 
@@ -30,13 +33,20 @@ import sample
 import train
 
 COLUMNS = (
-    "data", "start", "lr", "seed", "step", "loss", "stream", "differs", "score", "scale", "ratio",
+    "data", "start", "lr", "beta2", "change", "seed",
+    "step", "loss", "stream", "differs", "score", "scale", "rms",
 )  # fmt: skip
-RUN = COLUMNS[:4]  # what tells one run from another
-STARTS = {  # of the last bias: its color, and what the picture says
-    "zero": ("tab:red", "last bias 0 at the start"),
-    "batch": ("tab:blue", "minus the mean patch of a batch"),
-    "data": ("tab:green", "minus the mean patch of a seventh"),
+RUN = COLUMNS[:6]  # what tells one run from another
+STARTS = {  # of the last bias, as the picture says it
+    "zero": "last bias 0 at the start",
+    "batch": "minus the mean patch of a batch",
+    "data": "minus the mean patch of a seventh",
+}
+COLORS = "tab:red", "tab:blue", "tab:green", "tab:orange", "tab:purple", "tab:gray", "black"
+PANELS = {
+    "loss": "flow-matching loss",
+    "differs": "share of the stream that differs",
+    "rms": "largest RMS of g / sqrt(v)",
 }
 
 
@@ -71,13 +81,69 @@ class Inside:
         return (x.square().mean().sqrt().item(), differs.item(), max(self.scores), max(self.scales))
 
 
-def update_ratio(optimizer):
-    """The largest |gradient| / sqrt(mean of its squares), as AdamW divides them."""
-    beta, largest = optimizer.param_groups[0]["betas"][1], 0.0
+def update_rms(optimizer):
+    """weight -> the root mean square of its g / sqrt(v), as AdamW divides them, after a step."""
+    beta2, found = optimizer.param_groups[0]["betas"][1], {}
     for weight, state in optimizer.state.items():
-        mean_square = state["exp_avg_sq"] / (1 - beta ** state["step"].item())
-        largest = max(largest, (weight.grad.abs() / (mean_square.sqrt() + 1e-8)).max().item())
-    return largest
+        v = state["exp_avg_sq"] / (1 - beta2 ** state["step"].item())
+        found[weight] = (weight.grad.square() / v.clamp(min=1e-16)).mean().sqrt().item()
+    return found
+
+
+def normalize_queries_and_keys(model):
+    """Of a head's query or key only the direction counts; its length is sqrt(d_head)."""
+
+    def normalize(num_heads, x):
+        heads = x.unflatten(-1, (num_heads, -1))
+        return torch.nn.functional.rms_norm(heads, heads.shape[-1:]).flatten(-2)
+
+    for block in model.blocks:
+        for attention in block.self_attn, block.cross_attn:
+            for project in attention.q_proj, attention.k_proj:
+                project.register_forward_hook(
+                    lambda _, __, x, num_heads=attention.num_heads: normalize(num_heads, x)
+                )
+
+
+def clip_gradient(trainer, _):
+    """The norm of the gradient is at most 0.5."""
+
+    def clip(*_):
+        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 0.5)
+
+    trainer.optimizer.register_step_pre_hook(clip)
+
+
+def clip_update(trainer, _):
+    """A weight's rate is divided by its RMS of g / sqrt(v), where that is above 1."""
+    weights, before = [*trainer.model.parameters()], []
+
+    @torch.no_grad()
+    def keep(*_):
+        before[:] = [weight.clone() for weight in weights]
+
+    @torch.no_grad()
+    def clip(optimizer, *_):
+        rms = update_rms(optimizer)
+        for weight, old in zip(weights, before):
+            weight.lerp_(old, 1 - 1 / max(1, rms[weight]))
+
+    trainer.optimizer.register_step_pre_hook(keep)
+    trainer.optimizer.register_step_post_hook(clip)
+
+
+def let_rate_fall(trainer, steps):
+    """The rate falls to 0 over the last 1,500 steps."""
+    trainer.total_steps, trainer.cooldown = steps, 1500
+
+
+CHANGES = {  # of a trainer, before it goes on
+    "none": lambda trainer, steps: None,
+    "normalize-qk": lambda trainer, steps: None,  # of the model, before the trainer is made
+    "clip-gradient": clip_gradient,
+    "clip-update": clip_update,
+    "falling-rate": let_rate_fall,
+}
 
 
 def run(data, encoder, start, lr, seed, args):
@@ -87,6 +153,8 @@ def run(data, encoder, start, lr, seed, args):
     model = flowclip.TextConditionalDiT(
         size, 4 if size > 8 else 2, channels, 128, 4, 4, context_dim=encoder.embed_dim
     )
+    if args.change == "normalize-qk":
+        normalize_queries_and_keys(model)
     batches = train.Batches(images, labels, 64, seed)
     trainer = train.TextConditionalTrainer(
         model, encoder, batches, lambda labels: [captions[label] for label in labels], lr,
@@ -98,13 +166,22 @@ def run(data, encoder, start, lr, seed, args):
         "batch": begin,
         "data": lambda _: begin(flowclip.normalize_images(images[::7])),
     }[start]
-    inside = Inside(trainer.ema_model)  # a copy: what is trained stays without hooks
+    inside = Inside(trainer.ema_model)  # a copy: what is trained is looked at by nobody
     if args.compile:
         flowclip.compile_blocks(model)
-    kept = args.out / f"{start}-{lr:g}-{seed}.pt"
+    this_run = [start, lr, args.beta2, args.change, seed]
+    kept = args.out / f"{'-'.join(map(str, this_run))}.pt"
     if args.resume and kept.exists():
         trainer.resume(kept)
-    look_at, some = next(iter(batches))
+    elif args.begin:
+        trainer.resume(args.begin)
+    trainer.optimizer.param_groups[0]["betas"] = 0.9, args.beta2
+    CHANGES[args.change](trainer, args.steps)
+    seen = []  # of each step since the last row
+    trainer.optimizer.register_step_post_hook(
+        lambda optimizer, *_: seen.append(max(update_rms(optimizer).values()))
+    )
+    look_at, some = next(iter(train.Batches(images, labels, 64, seed)))
     x1, t = torch.randn_like(look_at), torch.linspace(0.02, 0.98, len(look_at))
     xt, _ = flowclip.interpolate(look_at, x1, t)
     texts = [*trainer.context_of([captions[label] for label in some])]
@@ -116,12 +193,13 @@ def run(data, encoder, start, lr, seed, args):
         with trainer.autocast:
             found = inside.look(xt, t, *texts)
         loss = sum(map(float, losses)) / len(losses)
-        row = [args.data, start, lr, seed, trainer.step, f"{loss:.4f}"]
-        row += [f"{number:.4g}" for number in (*found, update_ratio(trainer.optimizer))]
+        row = [args.data, *this_run, trainer.step, f"{loss:.4f}"]
+        row += [f"{number:.4g}" for number in (*found, max(seen))]
+        seen.clear()
         with open(args.out / "collapse.csv", "a") as file:
             csv.writer(file).writerow(row)
         trainer.save_checkpoint(kept)
-        if trainer.step % 1000 < 100:
+        if trainer.step % 1000 < args.every:
             print(*(f"{name} {cell}" for name, cell in zip(COLUMNS, row)), flush=True)
 
 
@@ -139,34 +217,36 @@ def look_into(paths, data):
         inputs = [tensor.to(texts[0].device) for tensor in (xt, t, *texts)]
         with flowclip.autocast(inputs[0].device):
             found = Inside(model).look(*inputs)
-        print(meta["step"], *(f"{name} {number:.4g}" for name, number in zip(COLUMNS[6:], found)))
+        print(meta["step"], *(f"{name} {number:.4g}" for name, number in zip(COLUMNS[8:], found)))
 
 
 def draw(path):
-    """A line for each run of the table: its loss, and what of its stream differs, by step."""
+    """A line for each run of the table; runs that differ by their seed alone have one color."""
     with open(path) as file:
         rows = [*csv.DictReader(file)]
-    figure = Figure((8, 3), 110, layout="constrained")
-    for axis, column, said in zip(
-        figure.subplots(1, 2),
-        ("loss", "differs"),
-        ("flow-matching loss", "share of the stream that differs between patches"),
-    ):
+    varied = [name for name in RUN[1:-1] if len({row[name] for row in rows}) > 1]
+
+    def said(row):
+        return ", ".join(
+            STARTS[row["start"]] if name == "start" else f"{name} {row[name]}" for name in varied
+        )
+
+    colors = dict(zip(dict.fromkeys(map(said, rows)), COLORS))
+    figure = Figure((11, 3.3), 110, layout="constrained")
+    for axis, (column, title) in zip(figure.subplots(1, 3), PANELS.items()):
         for run_of in dict.fromkeys(map(itemgetter(*RUN), rows)):
             mine = [row for row in rows if itemgetter(*RUN)(row) == run_of]
-            start = run_of[1]
-            axis.plot(
-                [int(row["step"]) for row in mine],
-                [float(row[column]) for row in mine],
-                STARTS[start][0],
-                label=STARTS[start][1],
-            )
-        axis.set_title(said, fontsize=9)
+            steps, values = zip(*((int(row["step"]), float(row[column])) for row in mine))
+            axis.plot(steps, values, colors[said(mine[0])], label=said(mine[0]))
+        axis.set_title(title, fontsize=9)
         axis.set_xlabel("step")
-    axis.set_yscale("log")
+        axis.set_yscale("linear" if column == "loss" else "log")
     handles, labels = axis.get_legend_handles_labels()
     first = {label: handle for handle, label in zip(handles, labels)}
-    axis.legend(first.values(), first.keys(), frameon=False)
+    if varied:
+        figure.legend(
+            first.values(), first.keys(), frameon=False, loc="outside lower center", ncols=3
+        )
     figure.savefig(path.with_suffix(".png"))
 
 
@@ -177,10 +257,13 @@ def parse_args():
     add("--start", nargs="+", choices=[*STARTS], default=["batch"], help="(batch)")
     add("--lr", type=float, nargs="+", default=[1e-3, 2e-3], help="(1e-3 2e-3)")
     add("--seeds", type=int, nargs="+", default=[0], help="(0)")
+    add("--beta2", type=float, default=0.999, help="of AdamW (0.999)")
+    add("--change", choices=[*CHANGES], default="none", help="one more thing (none)")
     add("--steps", type=int, default=2800, metavar="N", help="(2800)")
     add("--every", type=int, default=100, metavar="N", help="steps between looks, tens (100)")
     add("--compile", action="store_true", help="torch.compile the blocks that are trained")
     add("--resume", action="store_true", help="go on from the checkpoints in OUT")
+    add("--begin", metavar="PATH", help="start from this checkpoint, not anew")
     add("--checkpoint", nargs="+", default=[], metavar="PATH", help="look into these, train none")
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="for collapse.csv (runs)")
     return parser.parse_args()
