@@ -179,12 +179,16 @@ class Court:
         for part in classes.split(100):
             prompts = [self.captions[label] for label in part]
             with flowclip.autocast(self.device):
-                x = flowclip.sample_text_conditional(
-                    self.model, self.encoder, prompts, self.meta["image_shape"], steps, cfg,
-                    generator=rand, solver=solver,
-                )  # fmt: skip
+                x = self.walk(prompts, cfg, steps, solver, rand)
             images.append(flowclip.denormalize_images(x).cpu())
         return torch.cat(images), classes
+
+    def walk(self, prompts, cfg, steps, solver, rand):
+        """-> images [B, C, H, W] of B prompts, values about [-1, 1]."""
+        return flowclip.sample_text_conditional(
+            self.model, self.encoder, prompts, self.meta["image_shape"], steps, cfg,
+            generator=rand, solver=solver,
+        )  # fmt: skip
 
     def hear(self, count=1000, cfg=3.0, steps=50, solver="euler", seed=0):
         """-> a row of judge.csv: kept and control are shares in [0, 1]."""

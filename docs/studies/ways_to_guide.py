@@ -1,6 +1,7 @@
-"""Other ways to guide: python docs/studies/ways_to_guide.py CHECKPOINT EARLIER emoji
+"""Other ways to guide: python docs/studies/ways_to_guide.py CHECKPOINT EARLIER [emoji]
 
-Judged on the emoji of docs/9-emoji.md, with the same captions, noises and steps; w is the scale:
+Judged with the same captions, noises and steps: with a folder on the emoji of docs/9-emoji.md,
+without one by docs/studies/judge.py, on any data of classes. w is the scale:
 
     everywhere   v_uncond + w (v_cond - v_uncond) at each step [CFG-1]
     middle       the same for 0.25 < t < 0.75, else v_cond: fewer passes (Kynkäänniemi et al. 2024)
@@ -18,9 +19,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import compose
+import judge
 import judge_emoji
 
 import flowclip
+
+WAYS = "everywhere", "middle", "earlier"
 
 
 def ways(model, early, Z, mask, w):
@@ -37,7 +41,30 @@ def ways(model, early, Z, mask, w):
         v_early = early(x, t, *text)
         return v_early + w * (model(x, t, *text) - v_early)
 
-    return {"everywhere": everywhere, "middle": middle, "earlier": earlier}
+    return dict(zip(WAYS, (everywhere, middle, earlier)))
+
+
+class Guided(judge.Court):
+    """Judges any run; what is drawn is drawn by one of the `ways`."""
+
+    def walk(self, prompts, cfg, steps, solver, rand):
+        Z, mask = (tensor.to(self.device) for tensor in self.encoder(["", *prompts]))
+        noise = torch.randn(len(prompts), *self.meta["image_shape"], generator=rand)
+        with torch.no_grad():
+            velocity = ways(self.model, self.early, Z, mask, cfg)[self.way]
+            return flowclip.integrate(velocity, noise.to(self.device), steps, solver)
+
+
+def judge_classes(args):
+    """Print the share of prompts that are kept, and the distance, of each way and scale."""
+    court = Guided(args.checkpoint)
+    court.early, _ = flowclip.load_checkpoint(args.earlier, court.device)
+    print(compose.line("guided", "w", "kept", "distance"))
+    for w in args.cfg:
+        for court.way in WAYS:
+            row = court.hear(args.n, w, args.steps)
+            cells = f"{row['kept']:.1%}", f"{row['frechet']:.2f}"
+            print(compose.line(court.way, f"{w:g}", *cells), flush=True)
 
 
 def parse_args():
@@ -45,7 +72,7 @@ def parse_args():
     add = parser.add_argument
     add("checkpoint", type=Path)
     add("earlier", type=Path, help="another checkpoint of the same run")
-    add("folder", type=Path, help="that docs/studies/emoji.py wrote")
+    add("folder", type=Path, nargs="?", help="that docs/studies/emoji.py wrote")
     add("--cfg", type=float, nargs="+", default=[2.0, 3.0], metavar="W", help="scales (2 3)")
     add("--n", type=int, default=200, metavar="N", help="drawings of each kind (200)")
     add("--steps", type=int, default=20, metavar="N", help="solver steps (20)")
@@ -54,6 +81,8 @@ def parse_args():
 
 def main():
     args = parse_args()
+    if not args.folder:
+        return judge_classes(args)
     court = judge_emoji.Judge(args.folder)
     model, meta = flowclip.load_checkpoint(args.checkpoint, flowclip.get_device())
     early, _ = flowclip.load_checkpoint(args.earlier, flowclip.get_device())
