@@ -137,12 +137,18 @@ def let_rate_fall(trainer, steps):
     trainer.total_steps, trainer.cooldown = steps, 1500
 
 
+def compute_in_float32(trainer, _):
+    """No product is made in bfloat16."""
+    trainer.autocast = flowclip.autocast(trainer.device, "fp32")
+
+
 CHANGES = {  # of a trainer, before it goes on
     "none": lambda trainer, steps: None,
     "normalize-qk": lambda trainer, steps: None,  # of the model, before the trainer is made
     "clip-gradient": clip_gradient,
     "clip-update": clip_update,
     "falling-rate": let_rate_fall,
+    "fp32": compute_in_float32,
 }
 
 
