@@ -1,20 +1,20 @@
 """Why do runs fall? python docs/studies/collapse.py shapes --lr 1e-3 2e-3
 
 Trains the small model of chapter 8 on the pictures of draw_shapes.py, and every 100 steps looks
-inside, at 64 images of the first batch: how much of the residual stream still differs between
-patches, the largest attention score of the first block, the largest 1 + scale of an AdaLN. At every
-step it compares the gradient g with v, AdamW's memory of g^2: "rms" is the root mean square of
-g / sqrt(v) over one weight matrix or bias, the largest of all of them and of the steps since the
-last row (Wortsman et al. 2023). A run has fallen when its loss is that of a model that does not see
-x_t: 1 + the variance of the images about their pixel means. Rows go to OUT/collapse.csv, and
-OUT/collapse.png shows three of the columns, a line per run.
+inside the averaged model, at 64 images of the first batch: the RMS of the residual stream, how much
+of it still differs between patches, the largest attention score of the first block, the largest
+1 + scale of an AdaLN. At every step it compares the gradient g with v, AdamW's memory of g^2: "rms"
+is the root mean square of g / sqrt(v) over one weight matrix or bias, the largest of all of them
+and of the steps since the last row (Wortsman et al. 2023). A run has fallen when its loss is that
+of a model that does not see x_t: 1 + the variance of the images about their pixel means. Rows go to
+OUT/collapse.csv, and OUT/collapse.png shows three of the columns, a line per run.
 --start zero leaves the last bias at zero; batch takes the first batch's mean, as [TRAIN-8] says;
 data takes that of every seventh image. --resume goes on where a run of the same OUT was stopped;
 --begin PATH goes on from a checkpoint of any run, with the rate, seed and beta that are asked for.
 
     python docs/studies/collapse.py data/cifar10-jpeg/test --checkpoint runs/cifar10/checkpoint.pt
 
-looks into runs that train.py has made, and prints the same four numbers of their averaged weights.
+looks into runs that train.py has made, and prints the first four of these numbers.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def update_rms(optimizer):
     beta2, found = optimizer.param_groups[0]["betas"][1], {}
     for weight, state in optimizer.state.items():
         v = state["exp_avg_sq"] / (1 - beta2 ** state["step"].item())
-        found[weight] = (weight.grad.square() / v.clamp(min=1e-16)).mean().sqrt().item()
+        found[weight] = (weight.grad / v.clamp(min=1e-16).sqrt()).square().mean().sqrt().item()
     return found
 
 

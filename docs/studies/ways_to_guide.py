@@ -74,7 +74,7 @@ def parse_args():
     add("earlier", type=Path, help="another checkpoint of the same run")
     add("folder", type=Path, nargs="?", help="that docs/studies/emoji.py wrote")
     add("--cfg", type=float, nargs="+", default=[2.0, 3.0], metavar="W", help="scales (2 3)")
-    add("--n", type=int, default=200, metavar="N", help="drawings of each kind (200)")
+    add("--n", type=int, default=200, metavar="N", help="drawings, of each kind of emoji (200)")
     add("--steps", type=int, default=20, metavar="N", help="solver steps (20)")
     return parser.parse_args()
 
