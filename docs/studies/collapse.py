@@ -21,6 +21,7 @@ import argparse
 import csv
 import sys
 import warnings
+from itertools import cycle
 from operator import itemgetter
 from pathlib import Path
 
@@ -42,7 +43,7 @@ STARTS = {  # of the last bias, as the picture says it
     "batch": "minus the mean patch of a batch",
     "data": "minus the mean patch of a seventh",
 }
-COLORS = "tab:red", "tab:blue", "tab:green", "tab:orange", "tab:purple", "tab:gray", "black"
+COLORS = "tab:red", "tab:blue", "tab:green", "tab:orange", "tab:purple", "tab:gray"
 PANELS = {
     "loss": "flow-matching loss",
     "differs": "share of the stream that differs",
@@ -90,19 +91,17 @@ def update_rms(optimizer):
     return found
 
 
-def normalize_queries_and_keys(model):
+def normalize_queries_and_keys(trainer, _):
     """Of a head's query or key only the direction counts; its length is sqrt(d_head)."""
 
-    def normalize(num_heads, x):
-        heads = x.unflatten(-1, (num_heads, -1))
+    def normalize(project, inputs, x):
+        heads = x.unflatten(-1, (trainer.model.blocks[0].self_attn.num_heads, -1))
         return torch.nn.functional.rms_norm(heads, heads.shape[-1:]).flatten(-2)
 
-    for block in model.blocks:
-        for attention in block.self_attn, block.cross_attn:
-            for project in attention.q_proj, attention.k_proj:
-                project.register_forward_hook(
-                    lambda _, __, x, num_heads=attention.num_heads: normalize(num_heads, x)
-                )
+    for model in trainer.model, trainer.ema_model:
+        for name, module in model.named_modules():
+            if name.endswith(("q_proj", "k_proj")):
+                module.register_forward_hook(normalize)
 
 
 def clip_gradient(trainer, _):
@@ -144,7 +143,7 @@ def compute_in_float32(trainer, _):
 
 CHANGES = {  # of a trainer, before it goes on
     "none": lambda trainer, steps: None,
-    "normalize-qk": lambda trainer, steps: None,  # of the model, before the trainer is made
+    "normalize-qk": normalize_queries_and_keys,
     "clip-gradient": clip_gradient,
     "clip-update": clip_update,
     "falling-rate": let_rate_fall,
@@ -159,8 +158,6 @@ def run(data, encoder, start, lr, seed, args):
     model = flowclip.TextConditionalDiT(
         size, 4 if size > 8 else 2, channels, 128, 4, 4, context_dim=encoder.embed_dim
     )
-    if args.change == "normalize-qk":
-        normalize_queries_and_keys(model)
     batches = train.Batches(images, labels, 64, seed)
     trainer = train.TextConditionalTrainer(
         model, encoder, batches, lambda labels: [captions[label] for label in labels], lr,
@@ -172,7 +169,6 @@ def run(data, encoder, start, lr, seed, args):
         "batch": begin,
         "data": lambda _: begin(flowclip.normalize_images(images[::7])),
     }[start]
-    inside = Inside(trainer.ema_model)  # a copy: what is trained is looked at by nobody
     if args.compile:
         flowclip.compile_blocks(model)
     this_run = [start, lr, args.beta2, args.change, seed]
@@ -183,9 +179,10 @@ def run(data, encoder, start, lr, seed, args):
         trainer.resume(args.begin)
     trainer.optimizer.param_groups[0]["betas"] = 0.9, args.beta2
     CHANGES[args.change](trainer, args.steps)
-    seen = []  # of each step since the last row
+    inside = Inside(trainer.ema_model)  # a copy: what is trained is looked at by nobody
+    seen = []  # of each weight and step since the last row
     trainer.optimizer.register_step_post_hook(
-        lambda optimizer, *_: seen.append(max(update_rms(optimizer).values()))
+        lambda optimizer, *_: seen.extend(update_rms(optimizer).values())
     )
     look_at, some = next(iter(train.Batches(images, labels, 64, seed)))
     x1, t = torch.randn_like(look_at), torch.linspace(0.02, 0.98, len(look_at))
@@ -200,7 +197,7 @@ def run(data, encoder, start, lr, seed, args):
             found = inside.look(xt, t, *texts)
         loss = sum(map(float, losses)) / len(losses)
         row = [args.data, *this_run, trainer.step, f"{loss:.4f}"]
-        row += [f"{number:.4g}" for number in (*found, max(seen))]
+        row += [f"{number:.4g}" for number in (*found, torch.tensor(seen).max().item())]
         seen.clear()
         with open(args.out / "collapse.csv", "a") as file:
             csv.writer(file).writerow(row)
@@ -237,7 +234,7 @@ def draw(path):
             STARTS[row["start"]] if name == "start" else f"{name} {row[name]}" for name in varied
         )
 
-    colors = dict(zip(dict.fromkeys(map(said, rows)), COLORS))
+    colors = dict(zip(dict.fromkeys(map(said, rows)), cycle(COLORS)))
     figure = Figure((11, 3.3), 110, layout="constrained")
     for axis, (column, title) in zip(figure.subplots(1, 3), PANELS.items()):
         for run_of in dict.fromkeys(map(itemgetter(*RUN), rows)):
