@@ -1,13 +1,14 @@
 """Is the rate too high for the loss? python docs/studies/sharpness.py DATA CHECKPOINT ...
 
-AdamW steps along -lr g / sqrt(v), with momentum. In a valley, where the loss is quadratic with the
-Hessian H, such steps swing wider and wider along each direction in which P^-1/2 H P^-1/2 curves by
-more than 2 (1 + beta1) / ((1 - beta1) lr) = 38 / lr; P is diagonal and holds the sqrt(v). (Cohen et
-al. 2022, Adaptive gradient methods at the edge of stability.) Printed is the largest of these
-curvatures divided by 38 / lr: above 1 is past the edge. Lanczos' method finds it, in float32, for
-one batch of --n images and for --batches of 64, each with noises of its own. DATA is what the run
-was trained on; a checkpoint is one of train.py or of collapse.py. Its raw weights are taken, and
-the v of its optimizer.
+AdamW steps along -lr g / sqrt(v), with momentum. Where the loss is quadratic with the Hessian H,
+such steps swing wider and wider along each direction in which P^-1/2 H P^-1/2 curves by more than
+2 (1 + beta1) / ((1 - beta1) lr) = 38 / lr, the edge; P is diagonal and holds the sqrt(v). (Cohen et
+al. 2022, Adaptive gradient methods at the edge of stability.) This holds late in a run, with H and
+v at rest and without decay. lr is the rate of the last step: where it has fallen to 0, the share
+says little. Printed is the largest of these curvatures divided by the edge. Lanczos' method finds
+it, to 3%, in float32, for one batch of --n images and for --batches of 64, each with noises of its
+own. DATA is what the run was trained on; a checkpoint is one of train.py or of collapse.py. Its raw
+weights are taken, and the v of its optimizer.
 """
 
 import argparse
@@ -46,13 +47,14 @@ class Valley:
         """P^-1/2 H P^-1/2 times a direction, for the mean loss of a batch."""
         step = [part / root for part, root in zip(direction, self.roots)]
         curved = [torch.zeros_like(weight) for weight in self.weights]
+        count = sum(len(x0) for x0, *_ in batch)
         for x0, x1, t, context, mask in batch:
             with sdpa_kernel(SDPBackend.MATH):  # which can be differentiated twice
                 loss = flowclip.flow_matching_loss(self.model, x0, context, mask, x1=x1, t=t)
             slope = torch.autograd.grad(loss, self.weights, create_graph=True)
             along = sum((part * other).sum() for part, other in zip(slope, step))
             for total, part in zip(curved, torch.autograd.grad(along, self.weights)):
-                total += part / len(batch)
+                total += part * len(x0) / count
         return [part / root for part, root in zip(curved, self.roots)]
 
     def sharpness(self, batch):
@@ -105,7 +107,7 @@ def main():
             valley.sharpness(draw_batch(data, encoder, n, seed))
             for seed, n in enumerate([args.n] + [64] * args.batches)
         ]
-        said = ", ".join(f"{number:.2f}" for number in found[1:])
+        said = " ".join(f"{number:.2f}" for number in found[1:])
         print(
             f"{path}: step {meta['step']:,}, {found[0]:.2f} of the edge", f"of 64: {said}", sep="; "
         )
