@@ -83,7 +83,8 @@ def pytest_configure(config):
         "markers", "spec(*statements): the numbered statements of docs/ that a test guards"
     )
     config.addinivalue_line(
-        "markers", "heavy: minutes of fuzzing, killing and watching; run by pytest -m heavy"
+        "markers",
+        "heavy: minutes of fuzzing, killing, watching; the studies; pytest -m heavy runs them",
     )
     if config.getoption("--pictures"):
         import flowclip

@@ -8,6 +8,8 @@ from torch import nn
 import train
 from tests.conftest import TINY, one_line
 
+pytestmark = pytest.mark.heavy  # a study is no part of the specification
+
 fid = pytest.importorskip("fid", reason="needs docs/requirements-test.txt")
 
 

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 import train
 
+pytestmark = pytest.mark.heavy  # a study is no part of the specification
+
 KINDS = draw_shapes.split_captions()
 EVERY = sorted(caption for captions in KINDS.values() for caption in captions)
 

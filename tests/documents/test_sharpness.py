@@ -8,6 +8,8 @@ import flowclip
 import train
 from tests.spec.compare import close
 
+pytestmark = pytest.mark.heavy  # a study is no part of the specification
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, small_encoder):

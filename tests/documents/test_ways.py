@@ -9,6 +9,8 @@ import train_clip
 
 import flowclip
 
+pytestmark = pytest.mark.heavy  # a study is no part of the specification
+
 CAPTIONS = draw_shapes.split_captions()["two"][:6]
 NEW = draw_shapes.split_captions()["two, new"][0]
 
